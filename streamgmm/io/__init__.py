@@ -1,0 +1,1 @@
+"""The data's way: sources, extents, the ring of slots."""

@@ -1,0 +1,134 @@
+"""Where streamed results go: a ``.npy`` file or a Zarr array that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import zarr
+
+from streamgmm.errors import RequestError
+from streamgmm.io.sources.base import Rows
+from streamgmm.storage import sync_folder
+
+_ZARR_CHUNK_BYTES = 4 << 20
+_ZARR_SHARD_CHUNKS = 16
+
+
+class Sink(Protocol):
+    """Takes rows in order; entering opens it, leaving without an error publishes it under its name."""
+
+    def write(self, rows: Rows) -> None:
+        """Append ``rows``, (n,) or (n, M), of the sink's dtype."""
+        ...
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_sink(path: str | Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, overwrite: bool) -> Sink:
+    """A sink for an array of ``shape`` at ``path``: ``.npy`` or ``.zarr``.
+
+    Raises
+    ------
+    RequestError
+        Another suffix, a folder that cannot be written, or something is there and ``overwrite`` is not given.
+    """
+    path = Path(path)
+    if path.suffix not in (".npy", ".zarr"):
+        raise RequestError(f"{path}: results are written to .npy or .zarr; give the output one of these endings")
+    if path.exists() and not overwrite:
+        raise RequestError(f"{path}: exists; remove it, name another output, or allow --overwrite")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise RequestError(f"{path}: its folder is missing or cannot be written; name another output")
+    return _NpySink(path, shape, dtype) if path.suffix == ".npy" else _ZarrSink(path, shape, dtype)
+
+
+class _NpySink:
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+        self._path, self._shape, self._dtype = path, shape, dtype
+        self._temporary = path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self) -> _NpySink:
+        self._file = self._temporary.open("wb")
+        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": self._shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self
+
+    def write(self, rows: Rows) -> None:
+        self._file.write(np.ascontiguousarray(rows, dtype=self._dtype).data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            self._file.close()
+            if kind is None:
+                self._temporary.replace(self._path)
+                sync_folder(self._path.parent)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+class _ZarrSink:
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+        self._path, self._shape, self._dtype = path, shape, dtype
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        chunk = max(1, min(shape[0], _ZARR_CHUNK_BYTES // row_bytes))
+        self._shard_rows = chunk * min(_ZARR_SHARD_CHUNKS, -(-shape[0] // chunk))
+        self._chunk_rows = chunk
+
+    def __enter__(self) -> _ZarrSink:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._array = zarr.create_array(
+            self._temporary,
+            shape=self._shape,
+            dtype=self._dtype,
+            chunks=(self._chunk_rows, *self._shape[1:]),
+            shards=(self._shard_rows, *self._shape[1:]),
+            compressors=None,
+            config={"write_empty_chunks": True},
+        )
+        # Whole shards only: a shard written twice would be read, merged and rewritten.
+        self._pending = np.empty((self._shard_rows, *self._shape[1:]), self._dtype)
+        self._filled = self._written = 0
+        return self
+
+    def write(self, rows: Rows) -> None:
+        while len(rows):
+            count = min(len(rows), len(self._pending) - self._filled)
+            self._pending[self._filled : self._filled + count] = rows[:count]
+            self._filled += count
+            rows = rows[count:]
+            if self._filled == len(self._pending):
+                self._write_pending()
+
+    def _write_pending(self) -> None:
+        self._array[self._written : self._written + self._filled] = self._pending[: self._filled]
+        self._written += self._filled
+        self._filled = 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                if self._filled:
+                    self._write_pending()
+                if self._path.is_dir():
+                    shutil.rmtree(self._path)
+                self._temporary.rename(self._path)
+                sync_folder(self._path.parent)
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)

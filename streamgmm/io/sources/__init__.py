@@ -1,0 +1,122 @@
+"""Where rows come from: a file a format family, and one door to all of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+import torch
+import zarr
+
+from streamgmm.errors import DataError
+from streamgmm.io.sources.array import ArraySource
+from streamgmm.io.sources.base import Source
+from streamgmm.io.sources.concat import ConcatSource
+from streamgmm.io.sources.fbin import DTYPES as FBIN_DTYPES
+from streamgmm.io.sources.fbin import FbinSource
+from streamgmm.io.sources.npy import NpySource
+from streamgmm.io.sources.raw import unreadable
+from streamgmm.io.sources.zarr_array import ZarrSource, group_refused
+
+if TYPE_CHECKING:
+    import dask.array
+
+__all__ = ["Source", "open_source"]
+
+ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
+
+
+def open_source(data: Any) -> Source:
+    """Rows of ``data``, whatever it is, shape (N, D).
+
+    Parameters
+    ----------
+    data : Source, path, array, or list of paths or arrays
+        A path is an ``.npy``, ``.fbin``, ``.f16bin``, ``.u8bin`` or ``.i8bin`` file, or the folder of a Zarr array. An
+        array is a NumPy array or memory map, a torch tensor, a ``zarr.Array``, a Dask array, or anything that
+        ``numpy.asarray`` makes an array of. A list of paths, sources or two-dimensional arrays is one data set, in that
+        order; any other list (``[[1, 2], [3, 4]]``) is an array.
+
+    Raises
+    ------
+    DataError
+        The data is missing, unreadable, malformed or not two-dimensional; one line that names it and the remedy.
+    """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        return _open_path(os.fspath(data))
+    if isinstance(data, zarr.Array):
+        return ZarrSource(data)
+    if isinstance(data, zarr.Group):
+        raise group_refused(str(data.store_path), data)
+    if _is_dask(data):
+        from streamgmm.io.sources.dask_array import DaskSource
+
+        return DaskSource(data)
+    if isinstance(data, (list, tuple)) and (not data or any(_is_part(item) for item in data)):
+        return ConcatSource([open_source(item) for item in data])
+    return _open_array(data)
+
+
+def _open_path(path: str | bytes) -> Source:
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    try:
+        Path(path).stat()
+        is_folder = Path(path).is_dir()
+        is_zarr = is_folder and any(Path(path, name).exists() for name in ZARR_METADATA)
+    # ValueError: a null byte in the path.
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    suffix = Path(path).suffix.lower()
+    if is_zarr:
+        return ZarrSource(path)
+    if is_folder:
+        raise DataError(
+            f"{path}: is a folder without {', '.join(ZARR_METADATA)}; give the folder of a Zarr array or list the files"
+        )
+    if suffix == ".npy":
+        return NpySource(path)
+    if suffix in FBIN_DTYPES:
+        return FbinSource(path)
+    known = ", ".join((".npy", *FBIN_DTYPES))
+    raise DataError(f"{path}: unknown suffix {suffix!r}; give {known}, or the folder of a Zarr array")
+
+
+def _open_array(data: Any) -> Source:
+    """Anything that is, or becomes, an array in memory."""
+    if isinstance(data, torch.Tensor):
+        try:
+            return ArraySource(data, "torch tensor")
+        except (TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"torch tensor: is no plain array ({reason}); give a dense tensor of numbers") from error
+    name = str(data.filename) if isinstance(data, np.memmap) and data.filename else "array"
+    if np.ma.is_masked(data):
+        raise DataError("array: has masked values; fill them or leave their rows out")
+    if isinstance(data, np.ndarray):
+        return ArraySource(data, name)
+    kind = type(data).__name__
+    try:
+        array = np.asarray(data)
+    # ``__array__`` is the caller's code; NumPy itself raises ValueError for rows of unequal length.
+    except Exception as error:
+        raise DataError(f"{kind}: cannot be made an array ({' '.join(str(error).split())}); give an array") from error
+    if array.dtype.hasobject:
+        raise DataError(f"{kind}: holds Python objects, not numbers; give a dense two-dimensional array or a path")
+    return ArraySource(array, name)
+
+
+def _is_part(item: object) -> bool:
+    """Whether ``item``, in a list, is a data set of its own rather than a row."""
+    return isinstance(item, (Source, str, os.PathLike)) or len(getattr(item, "shape", ())) == 2
+
+
+def _is_dask(data: object) -> TypeGuard[dask.array.Array]:
+    # Whoever holds a Dask array has imported Dask; nobody else pays for it.
+    module = sys.modules.get("dask.array")
+    return module is not None and isinstance(data, module.Array)

@@ -1,0 +1,50 @@
+"""Rows that are in memory already: NumPy arrays, memory maps, torch tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from streamgmm.errors import DataError
+from streamgmm.io.sources.base import STORED_DTYPES, Rows, Source, check_shape
+
+
+class ArraySource(Source):
+    """A two-dimensional array. Types that no kernel reads are converted while they are copied, not before."""
+
+    def __init__(self, array: np.ndarray | torch.Tensor, name: str = "array") -> None:
+        self.name = name
+        self.shape = check_shape(name, array.shape)
+        self._array: np.ndarray = _as_numpy(array)
+        self.dtype = stored_dtype(name, self._array.dtype)
+
+    def read_into(self, start: int, stop: int, out: Rows) -> None:
+        np.copyto(out, self._array[start:stop], casting="unsafe")
+
+
+def stored_dtype(name: str, dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """The streamed type for an array of ``dtype``: itself where a kernel reads it, else one that holds its values.
+
+    Raises
+    ------
+    DataError
+        The values are not real numbers.
+    """
+    native = dtype.newbyteorder("=")
+    if native in STORED_DTYPES:
+        return native
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    if dtype.kind in "iu":
+        return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
+    if dtype.kind == "f":
+        return np.dtype(np.float64)
+    raise DataError(f"{name}: holds {dtype}; give real numbers (float64, float32, float16, int8 or uint8)")
+
+
+def _as_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    if not isinstance(array, torch.Tensor):
+        return array
+    array = array.detach().cpu()
+    # NumPy has no bfloat16; float32 holds every one of its values.
+    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()

@@ -1,0 +1,134 @@
+"""What a collection of rows must offer to be streamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamgmm.errors import DataError
+
+Rows = NDArray[np.generic]
+
+STORED_DTYPES = tuple(np.dtype(name) for name in ("float64", "float32", "float16", "int8", "uint8"))
+"""Types that cross to the device as they are stored; conversion happens there."""
+
+FINGERPRINT_ROWS = 8
+
+
+class Source(ABC):
+    """N rows of D features that can be read again and again, in any order, from several threads.
+
+    Attributes
+    ----------
+    name : str
+        What to call the data in a message: a path, or a description.
+    shape : (int, int)
+        (N, D); both at least 1.
+    dtype : numpy.dtype
+        One of `STORED_DTYPES`, in native byte order.
+    read_granule : int
+        Rows that storage reads at least at once (the rows of a compressed chunk); 1 where any row can be read alone.
+    read_path : str
+        How rows reach the caller: ``extents`` (bytes of a file read straight into place), ``decode`` (through a codec,
+        a conversion or a task graph) or ``memory`` (copied from an array).
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: np.dtype[np.generic]
+    read_granule: int = 1
+    read_path: str = "memory"
+
+    @abstractmethod
+    def read_into(self, start: int, stop: int, out: Rows) -> None:
+        """Read rows [start, stop) into ``out``, shape (stop − start, D), of ``dtype``, C-contiguous.
+
+        Safe to call from several threads at once.
+
+        Raises
+        ------
+        DataError
+            The storage is truncated, damaged or unreadable; the message names the file and the place.
+        """
+
+    def files(self) -> Sequence[tuple[str, int, int]]:
+        """The parts the rows come from: (name, first row, rows). In-memory data is one part."""
+        return [(self.name, 0, self.shape[0])]
+
+    def identity(self) -> object:
+        """What, besides shape, dtype and contents, tells this data from other data (JSON values, e.g. file sizes)."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 - most sources hold nothing open
+        """Release files; the source is not used afterwards."""
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop) as a new array."""
+        out = np.empty((stop - start, self.shape[1]), dtype=self.dtype)
+        self.read_into(start, stop, out)
+        return out
+
+    def chunks(self, rows: int) -> Iterator[Rows]:
+        """All rows in order, ``rows`` at a time (the last piece may be shorter)."""
+        for start in range(0, self.shape[0], rows):
+            yield self.read(start, min(start + rows, self.shape[0]))
+
+    def gather(self, indices: NDArray[np.int64]) -> tuple[Rows, int]:
+        """The rows at sorted, distinct ``indices``, and how many rows storage had to read for them."""
+        out = np.empty((len(indices), self.shape[1]), dtype=self.dtype)
+        granule, rows_read, position = self.read_granule, 0, 0
+        # Neighbours are read together: rows of one stored chunk, or runs of consecutive rows.
+        group = indices // granule if granule > 1 else indices - np.arange(len(indices))
+        for run in np.split(indices, np.flatnonzero(np.diff(group)) + 1) if len(indices) else []:
+            start, stop = int(run[0]), int(run[-1]) + 1
+            out[position : position + len(run)] = self.read(start, stop)[run - start]
+            position += len(run)
+            rows_read += stop - start if granule == 1 else min(granule, self.shape[0])
+        return out, rows_read
+
+    def locate(self, row: int) -> str:
+        """Where global ``row`` lies, for a message: ``row 5 of b.npy``."""
+        for name, first, rows in self.files():
+            if first <= row < first + rows:
+                return f"row {row - first} of {name}"
+        raise IndexError(row)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over shape, dtype, the parts' sizes and a few rows spread over the data.
+
+        Equal data gives equal fingerprints wherever it lies.
+        """
+        n = self.shape[0]
+        spread = np.unique(np.linspace(0, n - 1, FINGERPRINT_ROWS).astype(np.int64))
+        facts = {
+            "shape": self.shape,
+            "dtype": self.dtype.name,
+            "parts": [rows for _, _, rows in self.files()],
+            "identity": self.identity(),
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest.update(self.gather(spread)[0].tobytes())
+        return digest.hexdigest()
+
+
+def check_shape(name: str, shape: Sequence[int]) -> tuple[int, int]:
+    """``shape`` as (N, D), both at least 1.
+
+    Raises
+    ------
+    DataError
+        Another rank, or no rows, or no features.
+    """
+    if len(shape) != 2:
+        raise DataError(f"{name}: must be two-dimensional (rows, features); its shape is {tuple(shape)}")
+    n, d = (int(length) for length in shape)
+    if n < 1 or d < 1:
+        raise DataError(f"{name}: holds no data (shape {(n, d)}); give at least one row and one feature")
+    return n, d
