@@ -1,0 +1,45 @@
+"""The E-step over rows on a device: a mixture bound to its kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamgmm.frame import Frame
+from streamgmm.kernels import Kernel, select_kernel
+from streamgmm.mixture import Mixture
+from streamgmm.statistics import Statistics
+
+
+@dataclass(frozen=True, eq=False)
+class BoundMixture:
+    """A mixture in the form its kernel multiplies by; made once a pass."""
+
+    kernel: Kernel
+    parameters: Any
+    mixture: Mixture
+    frame: Frame
+    device: torch.device
+
+    def empty_statistics(self) -> Statistics:
+        """Statistics of no rows, in the frame's coordinates, on the device."""
+        origin = torch.zeros(self.mixture.n_features, dtype=torch.float64)
+        return Statistics.zeros(self.mixture.covariance_type, self.mixture.n_components, origin, self.device)
+
+    def log_likelihood(self, rows: Tensor) -> Tensor:
+        """log p(x), (n,) fp64, nats."""
+        return self.kernel.log_likelihood(rows, self.parameters)
+
+
+def bind(mixture: Mixture, frame: Frame, precision: str, device: torch.device, workers: int) -> BoundMixture:
+    """``mixture`` ready for `e_step` at ``precision`` (medium, high or highest)."""
+    kernel = select_kernel(mixture.covariance_type, precision, device, workers)
+    return BoundMixture(kernel, kernel.parameters(mixture, frame, device), mixture, frame, device)
+
+
+def e_step(rows: Tensor, bound: BoundMixture, statistics: Statistics) -> None:
+    """Add the statistics of ``rows`` (n, D), which begin at a granule, to ``statistics`` in place."""
+    bound.kernel.accumulate(rows, bound.parameters, statistics)

@@ -1,0 +1,185 @@
+"""Tiled matrix products on any device: fast on a CPU, and the path of every covariance type.
+
+A tile is a granule of rows. Its log joint densities (K, rows) are formed by one product, turned into responsibilities
+in place with one exponential an element, multiplied with the features again, and forgotten: memory is bounded by the
+tile. On a CPU tiles are spread over worker threads, each with single-threaded BLAS, and their sums are added in row
+order, so the number of workers never changes a bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamgmm.frame import Frame
+from streamgmm.kernels import Problem
+from streamgmm.kernels.natural import natural_parameters
+from streamgmm.mixture import Float64Array, Mixture
+from streamgmm.parallel import map_in_order
+from streamgmm.statistics import Statistics, scatter_shape
+
+_TILE_BYTES = 2 << 20
+_TILE_ROWS = (256, 4096)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class TiledParameters:
+    """α (K, 1) and θ (K, F) of `natural.natural_parameters` in the working type, on the device."""
+
+    frame: Frame
+    covariance_type: str
+    constants: Tensor
+    coefficients: Tensor
+    common: Tensor | None
+
+
+@dataclass(frozen=True)
+class TileSums:
+    """One tile's sums, in the working type: fp32 lives no longer than this."""
+
+    counts: Tensor
+    feature_sums: Tensor
+    second_moment: Tensor | None
+    log_likelihood: Tensor
+
+
+@dataclass(frozen=True)
+class TiledKernel:
+    """`Kernel` by tiled products in ``dtype`` (float32 or float64)."""
+
+    dtype: torch.dtype
+    workers: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"tiled {str(self.dtype).removeprefix('torch.')}"
+
+    def granule(self, problem: Problem) -> int:
+        width = n_row_features(problem) + 2 * problem.n_components
+        rows = _TILE_BYTES // (4 * width)
+        return min(max(1 << max(rows, 1).bit_length() - 1, _TILE_ROWS[0]), _TILE_ROWS[1])
+
+    def scratch_bytes(self, problem: Problem, rows: int, workers: int) -> int:
+        # Per worker: the converted rows and their copy, the features, the joint densities, and two sets of sums.
+        k, d, f = problem.n_components, problem.n_features, n_row_features(problem)
+        size = self.dtype.itemsize
+        tile = min(rows, self.granule(problem))
+        return (workers + 1) * size * (tile * (3 * d + f + k + 8) + k * (f + 1))
+
+    def parameters(self, mixture: Mixture, frame: Frame, device: torch.device) -> TiledParameters:
+        numpy_dtype = np.float32 if self.dtype == torch.float32 else np.float64
+
+        def rounded(values: Float64Array) -> Float64Array:
+            return values.astype(numpy_dtype).astype(np.float64)
+
+        natural = natural_parameters(mixture, frame, rounded)
+        parts = [natural.linear] if natural.common is not None else [natural.linear, natural.quadratic]
+
+        def on_device(values: Float64Array) -> Tensor:
+            return torch.tensor(values, dtype=self.dtype, device=device)
+
+        return TiledParameters(
+            frame,
+            mixture.covariance_type,
+            on_device(natural.constants)[:, None],
+            on_device(np.concatenate(parts, axis=1)),
+            None if natural.common is None else on_device(natural.common),
+        )
+
+    def accumulate(self, rows: Tensor, parameters: TiledParameters, statistics: Statistics) -> None:
+        d = rows.shape[1]
+        for sums in self._map_tiles(_tile_sums, rows, parameters):
+            statistics.counts.add_(sums.counts)
+            statistics.sums.add_(sums.feature_sums[:, :d])
+            scatter = sums.feature_sums[:, d:] if sums.second_moment is None else sums.second_moment
+            statistics.scatter.add_(scatter.reshape(statistics.scatter.shape))
+            statistics.log_likelihood.add_(sums.log_likelihood)
+        statistics.n_rows.add_(len(rows))
+
+    def log_likelihood(self, rows: Tensor, parameters: TiledParameters) -> Tensor:
+        return torch.cat(list(self._map_tiles(_tile_log_likelihood, rows, parameters)))
+
+    def map_joint(self, function: Callable[[Tensor], T], rows: Tensor, parameters: TiledParameters) -> Iterator[T]:
+        """``function`` of log w_k p_k(x), (rows of a tile, K), for each tile in row order; nats in the data's units."""
+        return self._map_tiles(lambda tile, p: function(_tile_log_joint(tile, p)), rows, parameters)
+
+    def _map_tiles(
+        self, function: Callable[[Tensor, TiledParameters], T], rows: Tensor, parameters: TiledParameters
+    ) -> Iterator[T]:
+        k, f = parameters.coefficients.shape
+        problem = Problem(k, rows.shape[1], parameters.covariance_type)
+        assert f == n_row_features(problem)
+        tiles = rows.split(self.granule(problem))
+        if rows.device.type == "cpu":
+            return map_in_order(lambda tile: function(tile, parameters), tiles, self.workers)
+        return (function(tile, parameters) for tile in tiles)
+
+
+def n_row_features(problem: Problem) -> int:
+    """Length of φ(x)."""
+    d = problem.n_features
+    if problem.covariance_type == "tied":
+        return d
+    return d + scatter_shape(problem.covariance_type, 1, d)[-1]
+
+
+def row_features(x: Tensor, covariance_type: str) -> Tensor:
+    """φ, (F, n), of centred rows ``x`` (D, n); `natural` has the table."""
+    d, n = x.shape
+    if covariance_type == "tied":
+        return x
+    phi = x.new_empty((n_row_features(Problem(1, d, covariance_type)), n))
+    phi[:d] = x
+    if covariance_type == "diag":
+        torch.mul(x, x, out=phi[d:])
+    elif covariance_type == "spherical":
+        torch.sum(x * x, dim=0, out=phi[d])
+    else:
+        first = d
+        for i in range(d):
+            torch.mul(x[i:], x[i], out=phi[first : first + d - i])
+            first += d - i
+    return phi
+
+
+def _joint(rows: Tensor, parameters: TiledParameters) -> tuple[Tensor, Tensor, Tensor]:
+    """Centred rows (D, n), features (F, n), log joint densities (K, n) without the common term."""
+    x = parameters.frame.apply(rows, parameters.coefficients.dtype).T.contiguous()
+    phi = row_features(x, parameters.covariance_type)
+    return x, phi, torch.addmm(parameters.constants, parameters.coefficients, phi)
+
+
+def _common(x: Tensor, parameters: TiledParameters) -> Tensor | float:
+    return 0.0 if parameters.common is None else -0.5 * (x * (parameters.common @ x)).sum(0)
+
+
+def _normalise(joint: Tensor) -> Tensor:
+    """Turn log joint densities (K, n) into responsibilities in place; their log-sum-exp (n,) in fp64."""
+    largest = joint.amax(0)
+    total = joint.sub_(largest).exp_().sum(0)
+    joint.div_(total)
+    return largest.double() + total.double().log()
+
+
+def _tile_sums(rows: Tensor, parameters: TiledParameters) -> TileSums:
+    x, phi, joint = _joint(rows, parameters)
+    log_likelihood = _normalise(joint) + _common(x, parameters)
+    second_moment = None if parameters.common is None else x @ x.T
+    return TileSums(joint.sum(1), joint @ phi.T, second_moment, log_likelihood.sum())
+
+
+def _tile_log_likelihood(rows: Tensor, parameters: TiledParameters) -> Tensor:
+    x, _, joint = _joint(rows, parameters)
+    return _normalise(joint) + _common(x, parameters)
+
+
+def _tile_log_joint(rows: Tensor, parameters: TiledParameters) -> Tensor:
+    x, _, joint = _joint(rows, parameters)
+    return joint.add_(_common(x, parameters)).T

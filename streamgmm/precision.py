@@ -1,0 +1,121 @@
+"""Working precision: what ``auto`` measures, and when it moves on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamgmm.estep import bind, e_step
+from streamgmm.frame import Frame
+from streamgmm.kernels import PRECISIONS
+from streamgmm.mixture import Mixture
+from streamgmm.statistics import Statistics
+
+MAX_MEAN_ABSOLUTE = 1e-2
+MAX_BIAS = 1e-3
+MAX_STATISTIC = 1e-3
+
+CHECK_ROWS = 2048
+"""Rows of the seeding sample on which ``auto`` compares a kernel with fp64 at every iteration."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A kernel against fp64 on the same rows.
+
+    Attributes
+    ----------
+    mean_absolute : float
+        Mean |Δ log p(x)|, nats.
+    bias : float
+        |mean Δ log p(x)|, nats.
+    statistic : float
+        Largest relative error of counts, sums and scatter about each component's mean.
+    """
+
+    mean_absolute: float
+    bias: float
+    statistic: float
+
+    @property
+    def acceptable(self) -> bool:
+        """Within DESIGN's bounds; NaN never is."""
+        return self.mean_absolute <= MAX_MEAN_ABSOLUTE and self.bias <= MAX_BIAS and self.statistic <= MAX_STATISTIC
+
+
+def first_precision(requested: str) -> str:
+    """The precision a run starts in."""
+    return PRECISIONS[0] if requested == "auto" else requested
+
+
+def next_precision(precision: str) -> str | None:
+    """The next wider one, or None after the widest."""
+    index = PRECISIONS.index(precision) + 1
+    return PRECISIONS[index] if index < len(PRECISIONS) else None
+
+
+def choose_precision(mixture: Mixture, frame: Frame, precision: str, check_rows: Tensor, workers: int) -> str:
+    """The narrowest precision from ``precision`` on whose kernel agrees with fp64 on ``check_rows`` (n, D)."""
+    narrower: str | None = precision
+    while narrower is not None and narrower != PRECISIONS[-1]:
+        if deviation(mixture, frame, narrower, check_rows, workers).acceptable:
+            return narrower
+        narrower = next_precision(narrower)
+    return PRECISIONS[-1]
+
+
+def deviation(mixture: Mixture, frame: Frame, precision: str, rows: Tensor, workers: int) -> Deviation:
+    """How far ``precision`` is from fp64 for ``mixture`` on ``rows`` (n, D), on the rows' device."""
+    results = []
+    for candidate in (precision, PRECISIONS[-1]):
+        bound = bind(mixture, frame, candidate, rows.device, workers)
+        statistics = bound.empty_statistics()
+        e_step(rows, bound, statistics)
+        results.append((bound.log_likelihood(rows), _about_own_means(statistics, mixture, frame)))
+    (log_likelihood, fast), (exact_log_likelihood, exact) = results
+    difference = log_likelihood - exact_log_likelihood
+    return Deviation(
+        mean_absolute=float(difference.abs().mean()),
+        bias=float(difference.mean().abs()),
+        statistic=max(_relative(a, b) for a, b in zip(fast, exact, strict=True)),
+    )
+
+
+def _about_own_means(statistics: Statistics, mixture: Mixture, frame: Frame) -> tuple[Tensor, ...]:
+    """Counts, sums and scatter about each component's own mean, where cancellation shows.
+
+    Sums of deviations nearly vanish at a fixed point, so they are measured as a fraction of n·σ: each is returned
+    beside the root of count times scatter, and the pair is compared as one vector.
+    """
+    means = torch.as_tensor((mixture.means - frame.shift) * frame.scale, device=statistics.sums.device)
+    counts, sums, kind = statistics.counts, statistics.sums, statistics.covariance_type
+    if kind == "tied":
+        origin = (counts[:, None] * means).sum(0) / counts.sum()
+        scatter = statistics.recentre(origin).scatter
+        return counts, sums, scatter
+    if kind == "full":
+        i, j = torch.triu_indices(means.shape[1], means.shape[1], device=means.device)
+        cross = means[:, i] * sums[:, j] + means[:, j] * sums[:, i]
+        scatter = statistics.scatter - cross + counts[:, None] * means[:, i] * means[:, j]
+        trace = scatter[:, i == j]
+    else:
+        change = -2 * means * sums + counts[:, None] * means**2
+        scatter = statistics.scatter + (change if kind == "diag" else change.sum(1))
+        trace = scatter
+    deviations = sums - counts[:, None] * means
+    spread = (counts * trace.clamp(min=0).reshape(len(counts), -1).sum(1)).sqrt()
+    return counts, torch.cat([deviations, spread[:, None]], dim=1), scatter
+
+
+def _relative(fast: Tensor, exact: Tensor) -> float:
+    scale = float(exact.norm())
+    error = float((fast - exact).norm())
+    return error / scale if scale > 0 else error
+
+
+def check_sample(sample: Tensor) -> Tensor:
+    """The rows of the seeding sample (n, D) that ``auto`` checks: evenly spread, at most `CHECK_ROWS`."""
+    step = max(1, -(-len(sample) // CHECK_ROWS))
+    return sample[::step].contiguous()

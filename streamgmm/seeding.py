@@ -1,0 +1,268 @@
+"""First parameters from a uniform sample of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamgmm.errors import DataError, RequestError
+from streamgmm.frame import Frame
+from streamgmm.io.sources.base import Rows, Source
+from streamgmm.kernels.tiled import row_features
+from streamgmm.mixture import Float64Array, Mixture, covariance_shape
+from streamgmm.mstep import m_step
+from streamgmm.parallel import map_in_order
+from streamgmm.statistics import Statistics
+
+INIT_METHODS = ("kmeans", "k-means++", "random", "random_from_data")
+
+_SAMPLE_BYTES = 64 << 20
+_TILE_ROWS = 2048
+_LLOYD_ITERATIONS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Given parameters, as scikit-learn's ``*_init``; None leaves one to the method."""
+
+    weights: Float64Array | None = None
+    means: Float64Array | None = None
+    precisions: Float64Array | None = None
+
+
+def sample_size(n_samples: int, n_features: int, n_components: int) -> int:
+    """Rows of the seeding sample: a function of the shape alone, so that memory limits never change a result."""
+    wanted = min(max(32_768, 64 * n_components), _SAMPLE_BYTES // (4 * n_features))
+    return min(n_samples, max(wanted, 16 * n_components))
+
+
+def uniform_rows(n_samples: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """``count`` sorted, distinct rows: one drawn uniformly from each of ``count`` equal runs of rows."""
+    edges = np.array([i * n_samples // count for i in range(count + 1)], dtype=np.int64)
+    return rng.integers(edges[:-1], edges[1:])
+
+
+def draw_sample(source: Source, n_components: int, seed: int) -> tuple[Rows, int]:
+    """The seeding sample (n, D) of the stored type, and the rows storage read for it.
+
+    Raises
+    ------
+    DataError
+        A sampled row holds NaN or infinity.
+    """
+    n, d = source.shape
+    rng = np.random.default_rng([seed, 0])
+    indices = uniform_rows(n, sample_size(n, d, n_components), rng)
+    rows, rows_read = source.gather(indices)
+    check_finite(source, rows, indices)
+    return rows, rows_read
+
+
+def check_finite(source: Source, rows: Rows, indices: NDArray[np.int64]) -> None:
+    """Raise DataError, naming file, row and column, if ``rows`` (those at ``indices``) hold NaN or infinity."""
+    if rows.dtype.kind != "f":
+        return
+    bad = ~np.isfinite(rows)
+    if bad.any():
+        row, column = (int(i[0]) for i in np.nonzero(bad))
+        raise DataError(
+            f"{source.locate(int(indices[row]))}: column {column} is {rows[row, column]}; "
+            "remove or impute rows that are not finite"
+        )
+
+
+def first_mixture(
+    sample: Tensor,
+    frame: Frame,
+    n_components: int,
+    covariance_type: str,
+    method: str,
+    start: Start,
+    reg_covar: float,
+    seed: list[int],
+    workers: int,
+) -> Mixture:
+    """Parameters to start EM from.
+
+    Parameters
+    ----------
+    sample : (n, D) tensor
+        Rows of the stored type, on the device that is to do the work.
+    method : {'kmeans', 'k-means++', 'random', 'random_from_data'}
+        ``k-means++`` assigns each sampled row to the nearest of K greedily drawn centres (Arthur & Vassilvitskii 2007);
+        ``kmeans`` moves them by ten Lloyd iterations first; ``random_from_data`` takes random rows as centres;
+        ``random`` draws responsibilities. Means given in ``start`` take the place of the centres.
+    """
+    points = _Points(frame.apply(sample, torch.float32), workers)
+    rng = np.random.default_rng(seed)
+    pooled = _pooled(points, frame, n_components, covariance_type, reg_covar)
+    if start.means is not None:
+        means = np.asarray(start.means, dtype=np.float64)
+        centres = torch.tensor((means - frame.shift) * frame.scale, dtype=torch.float32, device=sample.device)
+        statistics = points.label_statistics(points.nearest(centres), n_components, covariance_type)
+    elif method == "random":
+        centres = points.x[:1].expand(n_components, -1)
+        statistics = points.random_statistics(n_components, covariance_type, rng)
+    else:
+        if method == "random_from_data":
+            chosen = rng.choice(len(sample), n_components, replace=False)
+            centres = points.x[torch.from_numpy(chosen).to(sample.device)]
+        elif method in ("kmeans", "k-means++"):
+            centres = kmeans_plus_plus(points, n_components, rng)
+        else:
+            raise RequestError(f"init must be one of {', '.join(INIT_METHODS)}, or a file of means; got {method!r}")
+        if method == "kmeans":
+            centres = _lloyd(points, centres)
+        statistics = points.label_statistics(points.nearest(centres), n_components, covariance_type)
+    fallback = Mixture(
+        pooled.weights, centres.double().cpu().numpy() / frame.scale + frame.shift, pooled.covariances, covariance_type
+    )
+    mixture = m_step(frame.restore(statistics), reg_covar, fallback).mixture
+    return _override(mixture, start)
+
+
+def _override(mixture: Mixture, start: Start) -> Mixture:
+    """``mixture`` with the given parameters in place of its own."""
+    covariances = mixture.covariances
+    if start.precisions is not None:
+        precisions = np.asarray(start.precisions, dtype=np.float64)
+        flat = mixture.covariance_type in ("diag", "spherical")
+        covariances = 1.0 / precisions if flat else np.asarray(np.linalg.inv(precisions), dtype=np.float64)
+    return Mixture(
+        mixture.weights if start.weights is None else np.asarray(start.weights, dtype=np.float64),
+        mixture.means if start.means is None else np.asarray(start.means, dtype=np.float64),
+        covariances,
+        mixture.covariance_type,
+    )
+
+
+class _Points:
+    """The sample in the frame's coordinates, and sums over it in tiles of fixed size, in a fixed order."""
+
+    def __init__(self, x: Tensor, workers: int) -> None:
+        self.x = x
+        self._tiles = x.split(_TILE_ROWS)
+        self._workers = workers
+
+    def map(self, function: Any, *along: Tensor) -> Iterator[Any]:
+        """``function(tile, ...)`` for each tile, with the matching pieces of ``along``, in order."""
+        pieces = zip(self._tiles, *(tensor.split(_TILE_ROWS) for tensor in along), strict=True)
+        if self.x.device.type != "cpu":
+            return (function(*piece) for piece in pieces)
+        return map_in_order(lambda piece: function(*piece), pieces, self._workers)
+
+    def squared_distances(self, centres: Tensor, *along: Tensor, then: Any) -> Iterator[Any]:
+        """``then(distances (rows, K), ...)`` of each tile, in order."""
+        norms = (centres**2).sum(1)
+
+        def on_tile(tile: Tensor, *pieces: Tensor) -> Any:
+            cross = torch.addmm(norms, tile, centres.T, alpha=-2)
+            return then(cross.add_((tile**2).sum(1, keepdim=True)).clamp_(min=0), *pieces)
+
+        return self.map(on_tile, *along)
+
+    def nearest(self, centres: Tensor) -> Tensor:
+        """Index of the nearest centre, (n,) int64."""
+        return torch.cat(list(self.squared_distances(centres, then=lambda distances: distances.argmin(1))))
+
+    def label_statistics(self, labels: Tensor, n_components: int, covariance_type: str) -> Statistics:
+        """Statistics of a hard assignment, in the frame's coordinates."""
+
+        def one_hot(tile: Tensor, tile_labels: Tensor) -> Tensor:
+            resp = tile.new_zeros((n_components, len(tile)))
+            return resp.scatter_(0, tile_labels[None], 1.0)
+
+        return self._statistics(n_components, covariance_type, one_hot, labels)
+
+    def random_statistics(self, n_components: int, covariance_type: str, rng: np.random.Generator) -> Statistics:
+        """Statistics of responsibilities drawn uniformly and normalised, as scikit-learn's ``random``."""
+        seeds = torch.from_numpy(rng.integers(2**62, size=len(self._tiles))).repeat_interleave(_TILE_ROWS)
+
+        def drawn(tile: Tensor, tile_seeds: Tensor) -> Tensor:
+            resp = np.random.default_rng(int(tile_seeds[0])).random((n_components, len(tile)), dtype=np.float32)
+            return torch.from_numpy(resp / resp.sum(0)).to(tile.device)
+
+        return self._statistics(n_components, covariance_type, drawn, seeds[: len(self.x)])
+
+    def _statistics(self, n_components: int, kind: str, responsibilities: Any, along: Tensor) -> Statistics:
+        d = self.x.shape[1]
+        device = self.x.device
+        total = Statistics.zeros(kind, n_components, torch.zeros(d), device)
+
+        def on_tile(tile: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            resp = responsibilities(tile, piece)
+            transposed = tile.T.contiguous()
+            second = transposed @ tile if kind == "tied" else None
+            return resp.sum(1), resp @ row_features(transposed, kind).T, second
+
+        for counts, features, second in self.map(on_tile, along):
+            total.counts.add_(counts)
+            total.sums.add_(features[:, :d])
+            scatter = features[:, d:] if second is None else second
+            total.scatter.add_(scatter.reshape(total.scatter.shape))
+        return total
+
+
+def _pooled(points: _Points, frame: Frame, n_components: int, kind: str, reg_covar: float) -> Mixture:
+    """Equal weights and the whole sample's covariance for every component: what an empty one falls back to."""
+    d = points.x.shape[1]
+    labels = torch.zeros(len(points.x), dtype=torch.int64, device=points.x.device)
+    any_mixture = Mixture(np.ones(1), np.zeros((1, d)), np.ones(covariance_shape(kind, 1, d)), kind)
+    one = m_step(frame.restore(points.label_statistics(labels, 1, kind)), reg_covar, any_mixture).mixture
+    shape = covariance_shape(kind, n_components, d)
+    return Mixture(
+        np.full(n_components, 1 / n_components),
+        np.repeat(one.means, n_components, axis=0),
+        np.broadcast_to(one.covariances, shape),
+        kind,
+    )
+
+
+def kmeans_plus_plus(points: _Points, n_components: int, rng: np.random.Generator) -> Tensor:
+    """K centres (K, D) among the points, each the best of 2 + ⌊log K⌋ drawn by squared distance to those before it.
+
+    Greedy k-means++: Arthur & Vassilvitskii (2007), §2.2 and the remark on trials in §7.
+    """
+    x = points.x
+    trials = 2 + int(np.log(n_components))
+    chosen = [int(rng.integers(len(x)))]
+    first = list(points.squared_distances(x[chosen], then=lambda distances: distances[:, 0]))
+    nearest = torch.cat(first)
+    for _ in range(1, n_components):
+        # Drawn on the host: a cumulative sum on a GPU has no fixed order.
+        cumulative = np.cumsum(nearest.double().cpu().numpy())
+        if cumulative[-1] > 0:
+            draws = np.searchsorted(cumulative, rng.random(trials) * cumulative[-1], side="right")
+        else:  # every point coincides with a centre: any other will do
+            draws = rng.integers(len(x), size=trials)
+        candidates = torch.from_numpy(np.minimum(draws, len(x) - 1)).to(x.device)
+        improved = list(points.squared_distances(x[candidates], nearest, then=_nearer))
+        potentials = torch.stack([tile.sum(0, dtype=torch.float64) for tile in improved]).sum(0)
+        best = int(potentials.argmin())
+        chosen.append(int(candidates[best]))
+        nearest = torch.cat([tile[:, best] for tile in improved])
+    return x[chosen]
+
+
+def _nearer(distances: Tensor, nearest: Tensor) -> Tensor:
+    return torch.minimum(distances, nearest[:, None])
+
+
+def _lloyd(points: _Points, centres: Tensor) -> Tensor:
+    """Up to ten Lloyd iterations; a centre without points stays where it is."""
+    labels = points.nearest(centres)
+    for _ in range(_LLOYD_ITERATIONS):
+        statistics = points.label_statistics(labels, len(centres), "spherical")
+        means = (statistics.sums / statistics.counts.clamp(min=1)[:, None]).float()
+        centres = torch.where(statistics.counts[:, None] > 0, means, centres)
+        moved = points.nearest(centres)
+        if torch.equal(moved, labels):
+            break
+        labels = moved
+    return centres
