@@ -1,0 +1,187 @@
+"""Streamed use of a fitted mixture: likelihoods, labels and responsibilities, a chunk at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamgmm.errors import NumericalError, RequestError
+from streamgmm.frame import Frame
+from streamgmm.io.plan import plan_chunks, round_chunk_rows
+from streamgmm.io.ring import Ring
+from streamgmm.io.sources.base import Rows, Source
+from streamgmm.kernels import Problem
+from streamgmm.kernels.tiled import TiledKernel
+from streamgmm.mixture import Float64Array, Mixture
+from streamgmm.precision import CHECK_ROWS, choose_precision, first_precision
+from streamgmm.seeding import check_finite, uniform_rows
+
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What one chunk of rows gives, on the host.
+
+    Attributes
+    ----------
+    log_likelihood : (n,) fp64 array
+        log p(x), nats.
+    labels : (n, M) int32 array
+        The M most responsible components, best first; ties go to the lower index.
+    resp : (n, M) float32 array
+        Their responsibilities.
+    """
+
+    log_likelihood: Float64Array
+    labels: np.ndarray
+    resp: np.ndarray
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How to compute; nothing here but ``precision`` and ``device`` changes a result.
+
+    Attributes
+    ----------
+    memory_limit : int or None
+        Bytes for chunks and their results, on the device.
+    """
+
+    device: torch.device
+    precision: str = "auto"
+    memory_limit: int | None = None
+    chunk_rows: int | None = None
+    threads: int = 4
+
+
+def posteriors(source: Source, mixture: Mixture, top: int, settings: InferenceSettings) -> Iterator[Posterior]:
+    """Likelihood, labels and responsibilities of every row, in order, ``top`` components each.
+
+    Raises
+    ------
+    RequestError
+        The data's dimension is not the mixture's, or ``top`` is out of range.
+    DataError
+        A row holds NaN or infinity; file, row and column are named.
+    """
+
+    def of_tile(joint: Tensor) -> tuple[Tensor, ...]:
+        log_likelihood = joint.logsumexp(1).double()
+        if top == 1:
+            labels = joint.argmax(dim=1, keepdim=True)
+        else:
+            labels = joint.argsort(dim=1, descending=True, stable=True)[:, :top]
+        best = joint.gather(1, labels)
+        return log_likelihood, labels.int(), (best.double() - log_likelihood[:, None]).exp().float()
+
+    if not 1 <= top <= mixture.n_components:
+        raise RequestError(f"top must be between 1 and {mixture.n_components} (the components); got {top}")
+    for likelihood, labels, resp in _chunks(source, mixture, settings, 8 * top + 8, of_tile):
+        yield Posterior(likelihood.numpy(), labels.numpy(), resp.numpy())
+
+
+def responsibilities(source: Source, mixture: Mixture, settings: InferenceSettings) -> Iterator[np.ndarray]:
+    """Dense responsibilities, (n, K) of the working type a chunk, in order. Raises as `posteriors`."""
+
+    def of_tile(joint: Tensor) -> tuple[Tensor, ...]:
+        log_likelihood = joint.logsumexp(1)
+        return log_likelihood.double(), joint.sub_(log_likelihood[:, None]).exp_()
+
+    for _, resp in _chunks(source, mixture, settings, 4 * mixture.n_components + 8, of_tile):
+        yield resp.numpy()
+
+
+def log_likelihoods(source: Source, mixture: Mixture, settings: InferenceSettings) -> Iterator[Float64Array]:
+    """log p(x) of every row, nats, (n,) fp64 a chunk, in order. Raises as `posteriors`."""
+    for (likelihood,) in _chunks(source, mixture, settings, 8, lambda joint: (joint.logsumexp(1).double(),)):
+        yield likelihood.numpy()
+
+
+def mean_log_likelihood(source: Source, mixture: Mixture, settings: InferenceSettings) -> float:
+    """Mean of log p(x) over all rows, nats a sample. Raises as `posteriors`."""
+    # math.fsum is exact, so the pieces it is fed do not matter.
+    return fsum(float(x) for chunk in log_likelihoods(source, mixture, settings) for x in chunk) / source.shape[0]
+
+
+def _chunks(
+    source: Source,
+    mixture: Mixture,
+    settings: InferenceSettings,
+    result_bytes: int,
+    of_tile: Callable[[Tensor], tuple[Tensor, ...]],
+) -> Iterator[tuple[Tensor, ...]]:
+    """``of_tile`` of the log joint densities of each tile, joined a chunk at a time, on the host."""
+    n, d = source.shape
+    if d != mixture.n_features:
+        raise RequestError(f"{source.name} has {d} features and the model {mixture.n_features}; give matching data")
+    frame, device, workers = frame_of_mixture(mixture), settings.device, os.cpu_count() or 1
+    sample = uniform_rows(n, min(n, CHECK_ROWS), np.random.default_rng(0))
+    rows, _ = source.gather(sample)
+    check_finite(source, rows, sample)
+    precision = settings.precision
+    if precision == "auto":
+        check = torch.from_numpy(rows).to(device)
+        precision = choose_precision(mixture, frame, first_precision(precision), check, workers)
+    kernel = TiledKernel(torch.float64 if precision == "highest" else torch.float32, workers)
+    problem = Problem(mixture.n_components, d, mixture.covariance_type)
+    granule = kernel.granule(problem)
+    row_bytes = d * source.dtype.itemsize + 2 * result_bytes
+    budget = min(_CHUNK_BYTES, (settings.memory_limit or 1 << 62) // 6)
+    chunk_rows = round_chunk_rows(max(granule, settings.chunk_rows or budget // row_bytes), granule)
+    parameters = kernel.parameters(mixture, frame, device)
+    with Ring(source, chunk_rows, device, settings.threads) as ring:
+        for chunk in ring.stream(plan_chunks(n, chunk_rows)):
+            tiles = kernel.map_joint(of_tile, chunk.rows, parameters)
+            results = tuple(torch.cat(pieces).cpu() for pieces in zip(*tiles, strict=True))
+            if not torch.isfinite(results[0]).all():
+                _explain(source, chunk.rows.cpu().numpy(), chunk.span.start, precision)
+            yield results
+
+
+def _explain(source: Source, rows: Rows, start: int, precision: str) -> None:
+    check_finite(source, rows, np.arange(start, start + len(rows)))
+    raise NumericalError(
+        f"{source.name}: a likelihood in rows {start} to {start + len(rows)} is not finite in precision "
+        f"{precision!r}; use precision='highest'"
+    )
+
+
+def frame_of_mixture(mixture: Mixture) -> Frame:
+    """A frame from the parameters alone: the mixture's own mean, and its deviation rounded to a power of two."""
+    kind, d = mixture.covariance_type, mixture.n_features
+    mean = mixture.weights @ mixture.means
+    own = mixture.covariances
+    if kind in ("full", "tied"):
+        own = np.diagonal(own, axis1=-2, axis2=-1)
+    if kind != "tied":
+        own = np.broadcast_to(mixture.weights @ own, d)
+    variances = own + mixture.weights @ (mixture.means - mean) ** 2
+    if kind == "spherical":
+        variances = np.full(d, variances.mean())
+    exponent = np.rint(np.log2(np.sqrt(variances)))
+    return Frame(mean.astype(np.float32).astype(np.float64), np.exp2(-np.clip(exponent, -126, 126)))
+
+
+def sample(mixture: Mixture, n_samples: int, rng: np.random.RandomState) -> tuple[Float64Array, np.ndarray]:
+    """Draw rows (n, D) fp64 and their components (n,), grouped by component as scikit-learn does."""
+    if n_samples < 1:
+        raise RequestError(f"n_samples must be at least 1; got {n_samples}")
+    counts = rng.multinomial(n_samples, mixture.weights)
+    d = mixture.n_features
+    pieces = []
+    for k, count in enumerate(counts):
+        noise = rng.standard_normal((int(count), d))
+        if mixture.covariance_type in ("diag", "spherical"):
+            deviations = noise * np.sqrt(mixture.covariances[k])
+        else:
+            covariance = mixture.covariances if mixture.covariance_type == "tied" else mixture.covariances[k]
+            deviations = noise @ np.linalg.cholesky(covariance).T
+        pieces.append(mixture.means[k] + deviations)
+    return np.concatenate(pieces), np.repeat(np.arange(mixture.n_components), counts)

@@ -1,0 +1,1 @@
+"""What one parameter update is; the training loop does not know which."""
