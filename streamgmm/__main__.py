@@ -1,0 +1,5 @@
+"""``python -m streamgmm``."""
+
+from streamgmm.cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""Options that several commands share, and how their answers are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from streamgmm.errors import RequestError
+from streamgmm.fitting import resolve_device
+from streamgmm.inference import InferenceSettings
+from streamgmm.kernels import PRECISIONS
+from streamgmm.units import parse_bytes
+
+Command = Callable[..., Any]
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of stdout.")
+
+
+def computing(command: Command) -> Command:
+    """``--device --precision --memory --chunk-rows --threads``, of every command that streams rows."""
+    options = [
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", *PRECISIONS]),
+            default="auto",
+            show_default=True,
+            help="highest is fp64; auto takes the fastest that agrees with it on a sample.",
+        ),
+        click.option("--memory", metavar="SIZE", help="Bound on device memory, or growth on a CPU, e.g. 4GiB."),
+        click.option("--chunk-rows", type=click.IntRange(1), help="Rows moved at once; never changes a result."),
+        click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reader threads."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def memory_limit(memory: str | None) -> int | None:
+    """``--memory`` in bytes."""
+    return None if memory is None else parse_bytes(memory, "--memory")
+
+
+def inference_settings(
+    device: str, precision: str, memory: str | None, chunk_rows: int | None, threads: int
+) -> InferenceSettings:
+    """The settings of `computing` for streamed inference."""
+    return InferenceSettings(resolve_device(device), precision, memory_limit(memory), chunk_rows, threads)
+
+
+def print_result(facts: Mapping[str, object], lines: list[str], *, as_json: bool) -> None:
+    """``lines`` for a person, or ``facts`` as one JSON line."""
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def one_path(paths: tuple[str, ...]) -> str | list[str]:
+    """One path as itself, several as a list."""
+    if not paths:
+        raise RequestError("no data was named; give one path or more")
+    return paths[0] if len(paths) == 1 else list(paths)

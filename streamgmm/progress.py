@@ -1,0 +1,99 @@
+"""What a person sees while a fit runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType, TracebackType
+from typing import NoReturn, TypeAlias
+
+from tqdm import tqdm
+
+from streamgmm.errors import Interrupted
+from streamgmm.fitting import Progress
+from streamgmm.io.ring import Ring
+from streamgmm.training import TrainingState
+
+Bar: TypeAlias = "tqdm[NoReturn]"
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class TerminalProgress(Progress):
+    """A live bar on stderr when that is a terminal, a line an iteration on stdout otherwise, and orderly stops.
+
+    As a context it answers the first of `STOP_SIGNALS` with a checkpoint and an exit; a second SIGINT ends at once.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Bar | None = None
+        self._training = False
+        self._signal: int | None = None
+        self._rate = (time.perf_counter(), 0)
+
+    def stage(self, text: str) -> None:
+        self._training = text == "training"
+        if self._quiet or self._training:
+            return
+        self._say(f"{text} …")
+
+    def chunk(self, state: TrainingState, n_samples: int, ring: Ring) -> None:
+        if not sys.stderr.isatty() or self._quiet:
+            return
+        bar = self._bar = self._bar or _new_bar(n_samples)
+        begun, already = self._rate
+        now = time.perf_counter()
+        if now - begun > 0.5:
+            rate = (ring.traffic.bytes_read - already) / (now - begun) / 1e9
+            self._rate = (now, ring.traffic.bytes_read)
+            best = max((c.lower_bounds[-1] for c in state.candidates if c.lower_bounds), default=float("nan"))
+            bar.set_postfix_str(f"lower bound {best:.4f}, {rate:.2f} GB/s", refresh=False)
+        bar.set_description(f"iteration {state.n_iter + bool(state.partials)}", refresh=False)
+        bar.update((state.cursor or n_samples) - bar.n)
+
+    def iteration(self, record: dict[str, object]) -> None:
+        if self._quiet:
+            return
+        line = f"iteration {record['iteration']:>4}  lower bound {record['lower_bound']:.6f}"
+        if record["change"] is not None:
+            line += f"  change {record['change']:+.2e}"
+        for what in ("empty", "degenerate"):
+            components = record[what]
+            if isinstance(components, list) and components:
+                line += f"  {len(components)} {what} components"
+        self._say(f"{line}  {record['seconds']:.1f} s")
+
+    def warn(self, text: str) -> None:
+        tqdm.write(f"streamgmm: warning: {text}", file=sys.stderr)
+
+    def stop_requested(self) -> int | None:
+        return self._signal
+
+    def __enter__(self) -> TerminalProgress:
+        self._previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._bar is not None:
+            self._bar.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        if not self._training:
+            raise Interrupted(number, f"stopped by {signal.Signals(number).name} before training began")
+
+    def _say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _new_bar(n_samples: int) -> Bar:
+    return tqdm(total=n_samples, unit=" rows", unit_scale=True, leave=False, dynamic_ncols=True)
