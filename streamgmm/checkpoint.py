@@ -48,6 +48,8 @@ def save_state(path: Path, state: TrainingState, history: History, identity: Map
         "history": list(history),
         "cursor": state.cursor,
         "rows_read": state.rows_read,
+        "checksums": list(state.checksums),
+        "open_checksum": state.open_checksum,
         "covariance_type": state.candidates[0].mixture.covariance_type,
         "candidates": [
             {
@@ -119,6 +121,8 @@ def _state_of(tensors: Mapping[str, np.ndarray], metadata: dict[str, object], de
         int(str(fields["cursor"])),
         tuple(partials),
         int(str(fields["rows_read"])),
+        tuple((int(segment), int(checksum)) for segment, checksum in _list(fields["checksums"])),
+        None if fields["open_checksum"] is None else int(str(fields["open_checksum"])),
     )
     identity = fields["identity"]
     if not isinstance(identity, dict):

@@ -10,9 +10,11 @@ import numpy as np
 import zarr
 
 from streamgmm.errors import RequestError
-from streamgmm.fitting import FitRequest, FitResult, Progress, fit
+from streamgmm.fitting import FitResult, fit
 from streamgmm.io.sources import open_source
 from streamgmm.io.sources.base import Source
+from streamgmm.recorder import Progress
+from streamgmm.request import FitRequest
 from streamgmm.run import RunFolder
 
 PATCH = 8

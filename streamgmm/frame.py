@@ -12,7 +12,8 @@ from torch import Tensor
 from streamgmm.mixture import Float64Array
 from streamgmm.statistics import Statistics
 
-_MAX_EXPONENT = 126
+_LARGEST_EXPONENT = {"float64": 1000}
+_LARGEST_EXPONENT_OF_OTHERS = 126  # they are scaled in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,16 @@ class Frame:
 
     shift: Float64Array
     scale: Float64Array
+
+    @classmethod
+    def about(cls, mean: Float64Array, deviation: Float64Array, dtype: np.dtype[np.generic]) -> Frame:
+        """The frame for rows of ``dtype`` near ``mean`` (D,) with ``deviation`` (D,); no deviation, no scaling."""
+        with np.errstate(over="ignore"):
+            narrow = mean.astype(np.float32).astype(np.float64)
+        largest = _LARGEST_EXPONENT.get(dtype.name, _LARGEST_EXPONENT_OF_OTHERS)
+        exponent = np.zeros_like(deviation)
+        np.log2(deviation, out=exponent, where=deviation > 0)
+        return cls(np.where(np.isfinite(narrow), narrow, mean), np.exp2(-np.clip(np.rint(exponent), -largest, largest)))
 
     @property
     def log_volume(self) -> float:
@@ -73,14 +84,12 @@ class Frame:
 def frame_of(sample: np.ndarray, covariance_type: str) -> Frame:
     """The frame that centres ``sample`` (n, D) and brings its features near unit deviation."""
     values = np.asarray(sample, dtype=np.float64)
-    shift = values.mean(axis=0).astype(np.float32).astype(np.float64)
-    # The largest value guards the squares: far samples must not underflow into a deviation of zero.
-    largest = np.abs(values - shift).max(axis=0)
-    unit = np.where(largest > 0, largest, 1.0)
-    deviation = unit * np.sqrt(np.mean(((values - shift) / unit) ** 2, axis=0))
+    mean = values.mean(axis=0)
+    # In units of the range, so that squares neither overflow nor underflow; a constant feature has no deviation.
+    extent = np.ptp(values, axis=0)
+    unit = np.where(extent > 0, extent, np.inf)
+    deviation = np.where(extent > 0, extent, 0.0) * np.sqrt(np.mean(((values - mean) / unit) ** 2, axis=0))
     if covariance_type == "spherical":
         peak = deviation.max() or 1.0
         deviation = np.full_like(deviation, peak * np.sqrt(np.mean((deviation / peak) ** 2)))
-    exponent = np.zeros_like(deviation)
-    np.log2(deviation, out=exponent, where=deviation > 0)
-    return Frame(shift, np.exp2(-np.clip(np.rint(exponent), -_MAX_EXPONENT, _MAX_EXPONENT)))
+    return Frame.about(mean, deviation, sample.dtype)

@@ -13,16 +13,15 @@ from torch import Tensor
 
 from streamgmm.errors import NumericalError, RequestError
 from streamgmm.frame import Frame
-from streamgmm.io.plan import plan_chunks, round_chunk_rows
+from streamgmm.io.plan import plan_chunks
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Rows, Source
 from streamgmm.kernels import Problem
-from streamgmm.kernels.tiled import TiledKernel
+from streamgmm.kernels.tiled import TiledKernel, normalise
+from streamgmm.memory import Wishes, plan_inference
 from streamgmm.mixture import Float64Array, Mixture
 from streamgmm.precision import CHECK_ROWS, choose_precision, first_precision
 from streamgmm.seeding import check_finite, uniform_rows
-
-_CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class InferenceSettings:
     Attributes
     ----------
     memory_limit : int or None
-        Bytes for chunks and their results, on the device.
+        Bytes on the device (growth of the process on a CPU).
     """
 
     device: torch.device
@@ -73,13 +72,12 @@ def posteriors(source: Source, mixture: Mixture, top: int, settings: InferenceSe
     """
 
     def of_tile(joint: Tensor) -> tuple[Tensor, ...]:
-        log_likelihood = joint.logsumexp(1).double()
+        resp, log_likelihood = normalise(joint)
         if top == 1:
-            labels = joint.argmax(dim=1, keepdim=True)
+            labels = joint.argmax(dim=0, keepdim=True)
         else:
-            labels = joint.argsort(dim=1, descending=True, stable=True)[:, :top]
-        best = joint.gather(1, labels)
-        return log_likelihood, labels.int(), (best.double() - log_likelihood[:, None]).exp().float()
+            labels = joint.argsort(dim=0, descending=True, stable=True)[:top]
+        return log_likelihood, labels.T.int(), resp.gather(0, labels).T.float()
 
     if not 1 <= top <= mixture.n_components:
         raise RequestError(f"top must be between 1 and {mixture.n_components} (the components); got {top}")
@@ -91,8 +89,8 @@ def responsibilities(source: Source, mixture: Mixture, settings: InferenceSettin
     """Dense responsibilities, (n, K) of the working type a chunk, in order. Raises as `posteriors`."""
 
     def of_tile(joint: Tensor) -> tuple[Tensor, ...]:
-        log_likelihood = joint.logsumexp(1)
-        return log_likelihood.double(), joint.sub_(log_likelihood[:, None]).exp_()
+        resp, log_likelihood = normalise(joint)
+        return log_likelihood, resp.T
 
     for _, resp in _chunks(source, mixture, settings, 4 * mixture.n_components + 8, of_tile):
         yield resp.numpy()
@@ -100,7 +98,7 @@ def responsibilities(source: Source, mixture: Mixture, settings: InferenceSettin
 
 def log_likelihoods(source: Source, mixture: Mixture, settings: InferenceSettings) -> Iterator[Float64Array]:
     """log p(x) of every row, nats, (n,) fp64 a chunk, in order. Raises as `posteriors`."""
-    for (likelihood,) in _chunks(source, mixture, settings, 8, lambda joint: (joint.logsumexp(1).double(),)):
+    for (likelihood,) in _chunks(source, mixture, settings, 8, lambda joint: normalise(joint)[1:]):
         yield likelihood.numpy()
 
 
@@ -121,7 +119,7 @@ def _chunks(
     n, d = source.shape
     if d != mixture.n_features:
         raise RequestError(f"{source.name} has {d} features and the model {mixture.n_features}; give matching data")
-    frame, device, workers = frame_of_mixture(mixture), settings.device, os.cpu_count() or 1
+    frame, device, workers = frame_of_mixture(mixture, source.dtype), settings.device, os.cpu_count() or 1
     sample = uniform_rows(n, min(n, CHECK_ROWS), np.random.default_rng(0))
     rows, _ = source.gather(sample)
     check_finite(source, rows, sample)
@@ -131,13 +129,11 @@ def _chunks(
         precision = choose_precision(mixture, frame, first_precision(precision), check, workers)
     kernel = TiledKernel(torch.float64 if precision == "highest" else torch.float32, workers)
     problem = Problem(mixture.n_components, d, mixture.covariance_type)
-    granule = kernel.granule(problem)
-    row_bytes = d * source.dtype.itemsize + 2 * result_bytes
-    budget = min(_CHUNK_BYTES, (settings.memory_limit or 1 << 62) // 6)
-    chunk_rows = round_chunk_rows(max(granule, settings.chunk_rows or budget // row_bytes), granule)
+    wishes = Wishes(settings.memory_limit, settings.chunk_rows, settings.threads, workers)
+    plan = plan_inference(source, problem, device, wishes, kernel, result_bytes)
     parameters = kernel.parameters(mixture, frame, device)
-    with Ring(source, chunk_rows, device, settings.threads) as ring:
-        for chunk in ring.stream(plan_chunks(n, chunk_rows)):
+    with Ring(source, plan.chunk_rows, device, plan.threads) as ring:
+        for chunk in ring.stream(plan_chunks(n, plan.chunk_rows)):
             tiles = kernel.map_joint(of_tile, chunk.rows, parameters)
             results = tuple(torch.cat(pieces).cpu() for pieces in zip(*tiles, strict=True))
             if not torch.isfinite(results[0]).all():
@@ -153,8 +149,8 @@ def _explain(source: Source, rows: Rows, start: int, precision: str) -> None:
     )
 
 
-def frame_of_mixture(mixture: Mixture) -> Frame:
-    """A frame from the parameters alone: the mixture's own mean, and its deviation rounded to a power of two."""
+def frame_of_mixture(mixture: Mixture, dtype: np.dtype[np.generic]) -> Frame:
+    """The frame for rows of ``dtype`` from the parameters alone: the mixture's own mean and deviation."""
     kind, d = mixture.covariance_type, mixture.n_features
     mean = mixture.weights @ mixture.means
     own = mixture.covariances
@@ -165,8 +161,7 @@ def frame_of_mixture(mixture: Mixture) -> Frame:
     variances = own + mixture.weights @ (mixture.means - mean) ** 2
     if kind == "spherical":
         variances = np.full(d, variances.mean())
-    exponent = np.rint(np.log2(np.sqrt(variances)))
-    return Frame(mean.astype(np.float32).astype(np.float64), np.exp2(-np.clip(exponent, -126, 126)))
+    return Frame.about(mean, np.sqrt(variances), dtype)
 
 
 def sample(mixture: Mixture, n_samples: int, rng: np.random.RandomState) -> tuple[Float64Array, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -10,10 +12,10 @@ from streamgmm.errors import RequestError
 from streamgmm.io.plan import round_chunk_rows
 from streamgmm.io.ring import DEVICE_BUFFERS, SLOTS
 from streamgmm.io.sources.base import Source
-from streamgmm.kernels import PRECISIONS, Problem, select_kernel
+from streamgmm.kernels import PRECISIONS, Kernel, Problem, select_kernel
 from streamgmm.precision import CHECK_ROWS
-from streamgmm.seeding import sample_size
-from streamgmm.statistics import BLOCK_ROWS, SEGMENTS, scatter_shape
+from streamgmm.seeding import sample_size, seeding_bytes
+from streamgmm.statistics import SEGMENTS, scatter_shape
 from streamgmm.units import format_bytes
 
 _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
@@ -23,6 +25,18 @@ _RUNTIME_BYTES = {"cpu": 24 << 20, "cuda": 64 << 20}
 """What libraries allocate for themselves while they work: decoders' and allocators' slack, BLAS buffers."""
 
 _OPEN_NODES = SEGMENTS.bit_length() + 1
+_UPDATE_COPIES = 4
+"""Sums that an update holds besides the tree's: total, restored total, and the M-step's."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user set: bytes allowed and rows at once (None: our choice), reader threads; and compute threads."""
+
+    limit: int | None
+    chunk_rows: int | None
+    threads: int
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,8 @@ class MemoryPlan:
     ----------
     chunk_rows : int
         Rows moved at once.
+    threads : int
+        Reader threads; fewer than wished where each decodes a large stored chunk.
     needed : int
         Bytes on the device (growth of the process on a CPU) that the plan adds up to.
     limit : int or None
@@ -40,20 +56,15 @@ class MemoryPlan:
     """
 
     chunk_rows: int
+    threads: int
     needed: int
     limit: int | None
 
 
-def plan_memory(
-    source: Source,
-    problem: Problem,
-    device: torch.device,
-    limit: int | None,
-    chunk_rows: int | None,
-    workers: int,
-    n_candidates: int = 1,
+def plan_fit(
+    source: Source, problem: Problem, device: torch.device, wishes: Wishes, n_candidates: int = 1
 ) -> MemoryPlan:
-    """The largest useful chunk that fits ``limit`` bytes.
+    """The largest useful chunk with which a fit keeps to its limit.
 
     Raises
     ------
@@ -61,41 +72,77 @@ def plan_memory(
         Even the smallest chunk does not fit; the message gives the limit that would do.
     """
     n, d = source.shape
+    kernels = [select_kernel(problem.covariance_type, p, device, wishes.workers) for p in PRECISIONS]
     row_bytes = d * source.dtype.itemsize
-    kernels = [select_kernel(problem.covariance_type, p, device, workers) for p in PRECISIONS]
-    granule = max(kernel.granule(problem) for kernel in kernels)
-    buffers = DEVICE_BUFFERS if device.type == "cuda" else SLOTS
+    sample = sample_size(n, d, problem.n_components)
+    seeding = sample * row_bytes + seeding_bytes(problem, sample, wishes.workers)
+    resident = statistics_bytes(problem) * (_OPEN_NODES + _UPDATE_COPIES) * n_candidates
 
-    def needed(rows: int) -> int:
-        rows = min(rows, n)
-        scratch = max(kernel.scratch_bytes(problem, rows, workers) for kernel in kernels)
-        check = min(n, CHECK_ROWS)
-        streaming = buffers * rows * row_bytes + scratch + check * row_bytes
-        if source.read_granule > 1 and device.type == "cpu":
-            streaming += workers * min(n, source.read_granule) * row_bytes
-        sample = sample_size(n, d, problem.n_components)
-        # Stored rows, centred fp32 rows, and one tile's worth of distances a worker.
-        seeding = sample * (row_bytes + 12 * d) + (workers + 1) * 2048 * 8 * problem.n_components
-        resident = _statistics_bytes(problem) * (_OPEN_NODES + 4) * n_candidates
+    def needed(rows: int, threads: int) -> int:
+        scratch = max(kernel.scratch_bytes(problem, min(rows, n), wishes.workers) for kernel in kernels)
+        streaming = _streaming(source, device, rows, threads) + scratch + min(n, CHECK_ROWS) * row_bytes
         return max(streaming, seeding) + resident + _RUNTIME_BYTES[device.type]
 
-    wanted = chunk_rows or max(1, _CHUNK_BYTES[device.type] // row_bytes)
-    rows = round_chunk_rows(max(wanted, granule), granule)
-    while limit is not None and needed(rows) > limit and rows > granule:
-        rows = rows // 2 if rows <= BLOCK_ROWS else round_chunk_rows(rows // 2, granule)
-    if limit is not None and needed(rows) > limit:
+    return _largest(source, problem, device, wishes, kernels, row_bytes, needed)
+
+
+def plan_inference(
+    source: Source, problem: Problem, device: torch.device, wishes: Wishes, kernel: Kernel, result_bytes: int
+) -> MemoryPlan:
+    """The same for streamed inference with ``result_bytes`` of results a row. Raises as `plan_fit`."""
+
+    def needed(rows: int, threads: int) -> int:
+        scratch = kernel.scratch_bytes(problem, min(rows, source.shape[0]), wishes.workers)
+        # A chunk's results exist as tiles and joined.
+        results = 2 * min(rows, source.shape[0]) * result_bytes
+        return _streaming(source, device, rows, threads) + scratch + results + _RUNTIME_BYTES[device.type]
+
+    row_bytes = source.shape[1] * source.dtype.itemsize + 2 * result_bytes
+    return _largest(source, problem, device, wishes, [kernel], row_bytes, needed)
+
+
+def _streaming(source: Source, device: torch.device, rows: int, threads: int) -> int:
+    """Buffers of the ring, and what its readers decode into, where that is on the device's side of the limit."""
+    n, d = source.shape
+    row_bytes = d * source.dtype.itemsize
+    buffers = (DEVICE_BUFFERS if device.type == "cuda" else SLOTS) * min(rows, n) * row_bytes
+    if device.type == "cuda" or source.read_granule == 1:
+        return buffers
+    return buffers + 2 * threads * min(n, source.read_granule) * row_bytes
+
+
+def _largest(
+    source: Source,
+    problem: Problem,
+    device: torch.device,
+    wishes: Wishes,
+    kernels: list[Kernel],
+    row_bytes: int,
+    needed: Callable[[int, int], int],
+) -> MemoryPlan:
+    """The wished chunk and threads, made smaller until ``needed`` keeps to the limit: decoders first, then chunks."""
+    granule = max(kernel.granule(problem) for kernel in kernels)
+    # A stored chunk that is cut is decoded once for each piece.
+    ours = max(_CHUNK_BYTES[device.type] // row_bytes, source.read_granule)
+    rows, threads = round_chunk_rows(max(wishes.chunk_rows or ours, granule), granule), wishes.threads
+    limit = wishes.limit
+    while limit is not None and needed(rows, threads) > limit and (threads > 1 or rows > granule):
+        if threads > 2 or rows <= granule:
+            threads -= 1
+        else:
+            rows = round_chunk_rows(max(rows // 2, granule), granule)
+    if limit is not None and needed(rows, threads) > limit:
+        # Rounded up: the limit that is named must do.
+        least = -(-needed(granule, 1) >> 20)
         raise RequestError(
             f"memory limit {format_bytes(limit)} is too small for {problem.n_components} {problem.covariance_type} "
-            f"components of {d} features: at least {format_bytes(needed(granule))} is needed; raise --memory "
-            "(memory_limit) or fit fewer components"
+            f"components of {problem.n_features} features: at least {least} MiB is needed; raise --memory "
+            "(memory_limit) or use fewer components"
         )
-    return MemoryPlan(rows, needed(rows), limit)
+    return MemoryPlan(rows, threads, needed(rows, threads), limit)
 
 
-def _statistics_bytes(problem: Problem) -> int:
+def statistics_bytes(problem: Problem) -> int:
     """fp64 counts, sums and scatter of one mixture."""
     k, d = problem.n_components, problem.n_features
-    scatter = 1
-    for length in scatter_shape(problem.covariance_type, k, d):
-        scatter *= length
-    return 8 * (k + k * d + scatter)
+    return 8 * (k + k * d + prod(scatter_shape(problem.covariance_type, k, d)))

@@ -17,7 +17,7 @@ MAX_MEAN_ABSOLUTE = 1e-2
 MAX_BIAS = 1e-3
 MAX_STATISTIC = 1e-3
 
-CHECK_ROWS = 2048
+CHECK_ROWS = 1024
 """Rows of the seeding sample on which ``auto`` compares a kernel with fp64 at every iteration."""
 
 

@@ -11,8 +11,8 @@ from typing import NoReturn, TypeAlias
 from tqdm import tqdm
 
 from streamgmm.errors import Interrupted
-from streamgmm.fitting import Progress
 from streamgmm.io.ring import Ring
+from streamgmm.recorder import Progress
 from streamgmm.training import TrainingState
 
 Bar: TypeAlias = "tqdm[NoReturn]"
@@ -24,6 +24,7 @@ class TerminalProgress(Progress):
     """A live bar on stderr when that is a terminal, a line an iteration on stdout otherwise, and orderly stops.
 
     As a context it answers the first of `STOP_SIGNALS` with a checkpoint and an exit; a second SIGINT ends at once.
+    The process is then ending, and further signals are ignored: they would only interrupt its last words.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -48,8 +49,9 @@ class TerminalProgress(Progress):
         if now - begun > 0.5:
             rate = (ring.traffic.bytes_read - already) / (now - begun) / 1e9
             self._rate = (now, ring.traffic.bytes_read)
-            best = max((c.lower_bounds[-1] for c in state.candidates if c.lower_bounds), default=float("nan"))
-            bar.set_postfix_str(f"lower bound {best:.4f}, {rate:.2f} GB/s", refresh=False)
+            bounds = [c.lower_bounds[-1] for c in state.candidates if c.lower_bounds]
+            known = f"lower bound {max(bounds):.4f}, " if bounds else ""
+            bar.set_postfix_str(f"{known}{rate:.2f} GB/s", refresh=False)
         bar.set_description(f"iteration {state.n_iter + bool(state.partials)}", refresh=False)
         bar.update((state.cursor or n_samples) - bar.n)
 
@@ -79,12 +81,13 @@ class TerminalProgress(Progress):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if self._signal is None else signal.SIG_IGN)
         if self._bar is not None:
             self._bar.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal is not None:
+            signal.signal(number, signal.SIG_IGN)
             raise KeyboardInterrupt
         self._signal = number
         if not self._training:

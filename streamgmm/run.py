@@ -5,16 +5,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from streamgmm.checkpoint import Checkpoints, History
+import torch
+
+from streamgmm.checkpoint import Checkpoints, History, Loaded
 from streamgmm.errors import DamagedFileError, RunError
 from streamgmm.mixture import Mixture, load_model
-from streamgmm.storage import write_atomic
+from streamgmm.storage import naming, write_atomic
 
 _EXTENDABLE = ("max_iter", "max_passes")
 """Settings that may grow between calls: they say when to stop, not what to compute."""
+
+_CHANGED = {"fingerprint": "the data changed", "start": "the given starting parameters changed"}
+"""What to say where the values would tell a person nothing."""
 
 
 class RunFolder:
@@ -34,6 +39,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        # "." and ".." have no name of their own to put a number behind.
+        path = path if path.name not in ("", "..") else path.resolve()
         self.path = path
         try:
             if fresh and self._is_run():
@@ -48,22 +55,37 @@ class RunFolder:
         self.checkpoints: Checkpoints | None = None
 
     def begin(self, identity: Mapping[str, object]) -> Checkpoints:
-        """Tie the folder to ``identity`` (JSON values), or make sure that it already is.
+        """Make sure that the folder belongs to ``identity`` (JSON values), or to nothing yet; `commit` ties it.
 
         Raises
         ------
         RunError
             The run was made from other data or other settings.
         """
-        config = self.path / "config.json"
-        if config.exists():
-            self._compare(json.loads(_read(config)), identity)
+        self._identity = identity
         try:
-            write_atomic(config, json.dumps(dict(identity), indent=1, sort_keys=True).encode())
             self.checkpoints = Checkpoints(self.path / "checkpoints", identity)
+            # A call that failed before it saved anything does not tie the folder to its settings.
+            if self.checkpoints.paths() or (self.path / "model.safetensors").exists():
+                self._compare(_read(self.path / "config.json"), identity)
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror}); free space or name another") from None
+            raise self._unwritable(error) from None
         return self.checkpoints
+
+    def commit(self) -> None:
+        """Write down what the run is: work on it begins."""
+        try:
+            settings = json.dumps(dict(self._identity), indent=1, sort_keys=True)
+            write_atomic(self.path / "config.json", settings.encode())
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def latest(self, device: torch.device, warn: Callable[[str], None]) -> Loaded | None:
+        """The newest checkpoint that is whole, or None; it must be of the run that `begin` named. Raises as they do."""
+        loaded = None if self.checkpoints is None else self.checkpoints.latest(device, warn)
+        if loaded is not None:
+            self._compare(loaded[2], self._identity)
+        return loaded
 
     def result(self) -> tuple[Mixture, dict[str, object]] | None:
         """The finished model and its metadata, or None while the run is unfinished."""
@@ -77,7 +99,8 @@ class RunFolder:
 
     def append_history(self, record: Mapping[str, object]) -> None:
         """Add a line to ``history.jsonl``."""
-        with (self.path / "history.jsonl").open("a") as file:
+        path = self.path / "history.jsonl"
+        with naming(path), path.open("a") as file:
             file.write(_line(record))
 
     def finish(self, mixture: Mixture, result: Mapping[str, object]) -> None:
@@ -90,8 +113,13 @@ class RunFolder:
             self.checkpoints.close()
         self._lock.close()
 
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(f"{self.path}: cannot be written ({error.strerror}); free space or name another")
+
     def _is_run(self) -> bool:
-        return (self.path / "config.json").exists() or (self.path / ".lock").exists()
+        # Others write a config.json too.
+        settings = (self.path / "config.json").exists() and (self.path / "checkpoints").is_dir()
+        return settings or (self.path / ".lock").exists()
 
     def _locked(self) -> _Lock:
         return _Lock(self.path / ".lock")
@@ -102,7 +130,7 @@ class RunFolder:
         for name in sorted({*there, *asked} - set(_EXTENDABLE)):
             before, now = there.get(name), json.loads(json.dumps(asked.get(name)))
             if before != now:
-                what = "the data changed" if name == "fingerprint" else f"{name} was {before!r} and is now {now!r}"
+                what = _CHANGED.get(name, f"{name} was {before!r} and is now {now!r}")
                 raise RunError(
                     f"{self.path}: was made differently ({what}); name another --output, or start over with --fresh"
                 )
@@ -140,10 +168,10 @@ def _line(record: Mapping[str, object]) -> str:
     return json.dumps(record) + "\n"
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> object:
     try:
-        text = path.read_bytes()
-        json.loads(text)
-    except ValueError:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path}: is missing, so nobody knows what the run was; start over with --fresh") from None
+    except (ValueError, RecursionError):
         raise DamagedFileError(f"{path}: not JSON; start over with --fresh") from None
-    return text

@@ -14,7 +14,8 @@ from torch import Tensor
 from streamgmm.errors import DataError, RequestError
 from streamgmm.frame import Frame
 from streamgmm.io.sources.base import Rows, Source
-from streamgmm.kernels.tiled import row_features
+from streamgmm.kernels import Problem
+from streamgmm.kernels.tiled import fill_features, n_row_features
 from streamgmm.mixture import Float64Array, Mixture, covariance_shape
 from streamgmm.mstep import m_step
 from streamgmm.parallel import map_in_order
@@ -40,6 +41,13 @@ def sample_size(n_samples: int, n_features: int, n_components: int) -> int:
     """Rows of the seeding sample: a function of the shape alone, so that memory limits never change a result."""
     wanted = min(max(32_768, 64 * n_components), _SAMPLE_BYTES // (4 * n_features))
     return min(n_samples, max(wanted, 16 * n_components))
+
+
+def seeding_bytes(problem: Problem, rows: int, workers: int) -> int:
+    """Memory that seeding takes besides the stored sample: centred rows twice, nearest distances, tiles and sums."""
+    k, d = problem.n_components, problem.n_features
+    sums = 4 * k * (1 + n_row_features(problem))
+    return 4 * rows * (2 * d + 12) + (workers + 1) * (_TILE_ROWS * 4 * (2 * k + n_row_features(problem)) + sums)
 
 
 def uniform_rows(n_samples: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -197,9 +205,11 @@ class _Points:
 
         def on_tile(tile: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             resp = responsibilities(tile, piece)
-            transposed = tile.T.contiguous()
-            second = transposed @ tile if kind == "tied" else None
-            return resp.sum(1), resp @ row_features(transposed, kind).T, second
+            phi = tile.new_empty((n_row_features(Problem(n_components, d, kind)), len(tile)))
+            phi[:d] = tile.T
+            fill_features(phi, d, kind)
+            second = phi @ tile if kind == "tied" else None
+            return resp.sum(1), resp @ phi.T, second
 
         for counts, features, second in self.map(on_tile, along):
             total.counts.add_(counts)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def write_atomic(path: Path, payload: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
@@ -45,6 +46,16 @@ def write_atomic(path: Path, payload: bytes) -> None:
         sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the system the name of the file being written; a failed write itself does not know it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
         raise
 
 
@@ -59,7 +70,8 @@ def sync_folder(folder: Path) -> None:
 
 def save_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, object]) -> None:
     """Save named arrays and JSON metadata as one safetensors file with a checksum over both."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    # Not ascontiguousarray, which gives a scalar an axis.
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     text = json.dumps(metadata, sort_keys=True)
     header = {"streamgmm": text, "checksum": _checksum(arrays, text)}
     write_atomic(path, safetensors_save(arrays, metadata=header))

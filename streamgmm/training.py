@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamgmm.errors import NumericalError
+from streamgmm.errors import DataError, NumericalError
 from streamgmm.estep import BoundMixture, bind, e_step
 from streamgmm.frame import Frame
+from streamgmm.io.integrity import fold
 from streamgmm.io.plan import Span, plan_chunks
 from streamgmm.io.ring import Chunk, Ring
 from streamgmm.io.sources.base import Source
@@ -48,6 +49,13 @@ class TrainingState:
         One for each candidate that is not converged; empty between passes.
     rows_read : int
         Since the beginning of the run, sampling and seeding included.
+    checksums : tuple of (segment, checksum)
+        Of the data in the first pass that finished the segment; later data must match.
+    open_checksum : int or None
+        Of the open segment up to the cursor; None where its rows were not checked.
+    comparing : bool
+        Whether the open segment is being compared with an earlier pass. Until it ends, its rows may turn out to have
+        changed, so such a state is not to be saved.
     """
 
     candidates: tuple[Candidate, ...]
@@ -55,6 +63,9 @@ class TrainingState:
     cursor: int = 0
     partials: tuple[PartialPass, ...] = ()
     rows_read: int = 0
+    checksums: tuple[tuple[int, int], ...] = ()
+    open_checksum: int | None = 0
+    comparing: bool = False
 
     @property
     def active(self) -> tuple[Candidate, ...]:
@@ -118,7 +129,7 @@ def train(
                 state = _widen(state, source, chunk.span, settings)
                 stream = _endless(ring, n_samples, chunk_rows, 0)
                 break
-            state = _close_segment(chunk, bound, state, n_samples)
+            state = _close_segment(chunk, bound, state, source)
             if state.cursor == n_samples:
                 state = _update(state, settings)
                 observe(state)
@@ -129,9 +140,13 @@ def train(
 
 
 def _endless(ring: Ring, n_samples: int, chunk_rows: int, cursor: int) -> Generator[Chunk]:
-    """This pass from the cursor on, then pass after pass: reading goes on while the parameters are updated."""
+    """This pass from the cursor on, then pass after pass: reading goes on while the parameters are updated.
+
+    Every row is checked once in a process, so that a run never goes on with data that changed while it was stopped.
+    """
     this_pass = plan_chunks(n_samples, chunk_rows, cursor)
-    return ring.stream(chain(this_pass, cycle(plan_chunks(n_samples, chunk_rows))))
+    checked = n_samples if cursor == 0 else 2 * n_samples - cursor
+    return ring.stream(chain(this_pass, cycle(plan_chunks(n_samples, chunk_rows))), checked)
 
 
 def _goes_on(state: TrainingState, n_samples: int, settings: TrainingSettings) -> bool:
@@ -169,7 +184,14 @@ def _absorb(chunk: Chunk, bound: tuple[BoundMixture, ...], state: TrainingState)
     """Add the chunk's rows to every candidate's open segment, in place."""
     for mixture, partial in zip(bound, state.partials, strict=True):
         e_step(chunk.rows, mixture, partial.segment)
-    return replace(state, cursor=chunk.span.stop, rows_read=state.rows_read + chunk.span.rows)
+    known = state.open_checksum is not None and chunk.units is not None
+    return replace(
+        state,
+        cursor=chunk.span.stop,
+        rows_read=state.rows_read + chunk.span.rows,
+        open_checksum=fold(state.open_checksum or 0, chunk.units or b"") if known else None,
+        comparing=known and chunk.span.segment in dict(state.checksums),
+    )
 
 
 def _ends_segment(span: Span, n_samples: int) -> bool:
@@ -184,16 +206,36 @@ def _overflowed(chunk: Chunk, state: TrainingState, n_samples: int) -> bool:
 
 
 def _close_segment(
-    chunk: Chunk, bound: tuple[BoundMixture, ...], state: TrainingState, n_samples: int
+    chunk: Chunk, bound: tuple[BoundMixture, ...], state: TrainingState, source: Source
 ) -> TrainingState:
-    """Place the open segment in the tree when the chunk ends it."""
-    if not _ends_segment(chunk.span, n_samples):
+    """Place the open segment in the tree when the chunk ends it and its rows are those of the first pass.
+
+    Raises
+    ------
+    DataError
+        They are not.
+    """
+    if not _ends_segment(chunk.span, source.shape[0]):
         return state
     partials = (
         PartialPass(partial.tree.place(chunk.span.segment, partial.segment), mixture.empty_statistics())
         for mixture, partial in zip(bound, state.partials, strict=True)
     )
-    return replace(state, partials=tuple(partials))
+    return replace(_checked(state, source, chunk.span.segment), partials=tuple(partials), open_checksum=0)
+
+
+def _checked(state: TrainingState, source: Source, segment: int) -> TrainingState:
+    """The state with the segment's checksum noted, or compared with the one noted before."""
+    known = dict(state.checksums)
+    if state.open_checksum is None or known.get(segment) == state.open_checksum:
+        return replace(state, comparing=False)
+    if segment in known:
+        first, last = segment_bounds(source.shape[0])[segment]
+        raise DataError(
+            f"{source.name}: changed since the first pass, between {source.locate(first)} and "
+            f"{source.locate(last - 1)}; restore it, or start over with --fresh"
+        )
+    return replace(state, checksums=(*state.checksums, (segment, state.open_checksum)))
 
 
 def _widen(state: TrainingState, source: Source, span: Span, settings: TrainingSettings) -> TrainingState:
@@ -225,7 +267,7 @@ def _widen(state: TrainingState, source: Source, span: Span, settings: TrainingS
     device = state.partials[0].segment.sums.device
     partials = iter(state.partials)
     candidates = tuple(c if c.converged else widened(c, next(partials)) for c in state.candidates)
-    return replace(state, candidates=candidates, cursor=0, partials=_no_sums(state, device))
+    return replace(state, candidates=candidates, cursor=0, partials=_no_sums(state, device), open_checksum=0)
 
 
 def _update(state: TrainingState, settings: TrainingSettings) -> TrainingState:

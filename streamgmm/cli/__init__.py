@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
+from io import TextIOWrapper
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -14,10 +17,10 @@ from streamgmm.cli.fit import fit
 from streamgmm.cli.info import info
 from streamgmm.cli.predict import predict
 from streamgmm.cli.score import score
-from streamgmm.errors import StreamGMMError
+from streamgmm.errors import Interrupted, StreamGMMError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
 @click.version_option(__version__, prog_name="streamgmm")
 @click.option("--debug", is_flag=True, help="Show tracebacks and library warnings.")
 def cli(debug: bool) -> None:
@@ -34,6 +37,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 request or data wrong, 1 anything else, 128+n on signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    # Wherever it stands: who adds it to a command that failed adds it at the end.
+    arguments = ["--debug"] * debug + [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show "×" or "…" must not end a run.
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         cli.main(arguments, prog_name="streamgmm", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -43,7 +53,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             print(error.ctx.get_usage(), file=sys.stderr)
         _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
-        _fail("stopped at once by SIGINT; the last checkpoint is intact", 130)
+        _fail("stopped at once by SIGINT; what was saved before is intact", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -53,9 +63,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if isinstance(error, StreamGMMError):
             _fail(str(error), error.exit_status)
         if isinstance(error, OSError) and error.strerror:
-            _fail(f"{error.filename or 'device'}: {error.strerror}", 1)
+            _fail(f"{error.filename or 'device'}: {error.strerror}; mend that and run the same command again", 1)
         _fail(f"{type(error).__name__}: {error}; run again with --debug for the place", 1)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     sys.exit(0)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End in order, so that half-written results are removed; `fit` saves a checkpoint in a way of its own."""
+    raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -7,13 +7,16 @@ from pathlib import Path
 import click
 import numpy as np
 
-from streamgmm.cli.options import as_json, computing, memory_limit, one_path, print_result
-from streamgmm.fitting import FitRequest, FitResult
+from streamgmm.cli.options import Computing, as_json, one_path, print_result
+from streamgmm.cli.options import computing as add_computing
+from streamgmm.errors import RequestError
+from streamgmm.fitting import FitResult
 from streamgmm.fitting import fit as fit_source
 from streamgmm.io.sources import open_source
 from streamgmm.mixture import COVARIANCE_TYPES
 from streamgmm.progress import TerminalProgress
-from streamgmm.seeding import INIT_METHODS, Start
+from streamgmm.request import FitRequest
+from streamgmm.seeding import INIT_METHODS, Start, check_finite
 from streamgmm.units import format_bytes
 
 
@@ -40,7 +43,7 @@ from streamgmm.units import format_bytes
 )
 @click.option("--checkpoint-every", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds.")
 @click.option("--fresh", is_flag=True, help="Move a run that is in RUN aside and start over.")
-@computing
+@add_computing
 @as_json
 def fit(
     data: tuple[str, ...],
@@ -56,18 +59,15 @@ def fit(
     init: str,
     checkpoint_every: float,
     fresh: bool,
-    device: str,
-    precision: str,
-    memory: str | None,
-    chunk_rows: int | None,
-    threads: int,
+    computing: Computing,
     as_json: bool,
 ) -> None:
     """Fit a mixture to DATA: .npy, .fbin/.u8bin/.i8bin, or Zarr; several paths make one data set.
 
     With --output the run is checkpointed, and the same command resumes it.
     """
-    method, start = _start(init)
+    source = open_source(one_path(data))
+    method, start = _start(init, (components, source.shape[1]))
     request = FitRequest(
         n_components=components,
         covariance_type=covariance,
@@ -79,34 +79,37 @@ def fit(
         init=method,
         start=start,
         seed=seed,
-        precision=precision,
-        device=device,
-        memory_limit=memory_limit(memory),
-        chunk_rows=chunk_rows,
-        threads=threads,
+        precision=computing.precision,
+        device=computing.device,
+        memory_limit=computing.memory_limit,
+        chunk_rows=computing.chunk_rows,
+        threads=computing.threads,
         checkpoint_every=checkpoint_every,
     )
-    source = open_source(one_path(data))
     with TerminalProgress(quiet=as_json) as progress:
         if output is None:
-            progress.warn("no --output was named: the result is printed and nothing is saved")
+            progress.stage("no --output was named: the result is printed and nothing is saved")
         result = fit_source(source, request, output, progress, fresh=fresh)
     print_result(result.summary(), summary_lines(result, output), as_json=as_json)
 
 
-def _start(init: str) -> tuple[str, Start]:
+def _start(init: str, shape: tuple[int, int]) -> tuple[str, Start]:
     """``--init`` as a method and given parameters."""
     if not init.endswith(".npy"):
         return init, Start()
     means = open_source(init)
-    return "kmeans", Start(means=means.read(0, means.shape[0]).astype(np.float64))
+    if means.shape != shape:
+        raise RequestError(f"{init}: --init needs means of shape (components, features) {shape}; got {means.shape}")
+    rows = means.read(0, shape[0])
+    check_finite(means, rows, np.arange(shape[0]))
+    return "kmeans", Start(means=rows.astype(np.float64))
 
 
 def summary_lines(result: FitResult, output: Path | None) -> list[str]:
     """What a person wants to know after a fit."""
     mixture = result.mixture
     lines = [f"{output} is finished already:"] if result.plan is None else []
-    rate = result.bytes_read / max(result.seconds, 1e-9) / 1e9
+    rate = result.bytes_streamed / max(result.seconds, 1e-9) / 1e9
     waiting = result.seconds_waiting / max(result.seconds, 1e-9)
     bounds = result.lower_bounds
     lines += [

@@ -53,9 +53,13 @@ def _model(path: Path) -> Facts:
 def _unfinished(path: Path) -> Facts:
     try:
         config = json.loads((path / "config.json").read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DamagedFileError(f"{path}/config.json: not JSON; start over with fit --fresh") from None
+    if not isinstance(config, dict):
+        raise DamagedFileError(f"{path}/config.json: not a run's settings; start over with fit --fresh")
     facts: Facts = {"kind": "run", "state": "unfinished", **{k: config.get(k) for k in ("n_components", "shape")}}
+    if not (path / "checkpoints").is_dir():
+        return facts
     checkpoints = Checkpoints(path / "checkpoints", config)
     found = checkpoints.latest(torch.device("cpu"), lambda text: click.echo(f"streamgmm: warning: {text}", err=True))
     checkpoints.close()

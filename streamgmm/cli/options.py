@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import click
 
+from streamgmm.device import resolve_device
 from streamgmm.errors import RequestError
-from streamgmm.fitting import resolve_device
 from streamgmm.inference import InferenceSettings
 from streamgmm.kernels import PRECISIONS
 from streamgmm.units import parse_bytes
@@ -19,8 +21,24 @@ Command = Callable[..., Any]
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of stdout.")
 
 
-def computing(command: Command) -> Command:
+@dataclass(frozen=True)
+class Computing:
     """``--device --precision --memory --chunk-rows --threads``, of every command that streams rows."""
+
+    device: str
+    precision: str
+    memory_limit: int | None
+    chunk_rows: int | None
+    threads: int
+
+    def inference(self) -> InferenceSettings:
+        return InferenceSettings(
+            resolve_device(self.device), self.precision, self.memory_limit, self.chunk_rows, self.threads
+        )
+
+
+def computing(command: Command) -> Command:
+    """Add the options of `Computing`, which the command receives as ``computing``."""
     options = [
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option(
@@ -34,21 +52,22 @@ def computing(command: Command) -> Command:
         click.option("--chunk-rows", type=click.IntRange(1), help="Rows moved at once; never changes a result."),
         click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reader threads."),
     ]
+
+    @wraps(command)
+    def gathered(
+        device: str, precision: str, memory: str | None, chunk_rows: int | None, threads: int, **others: Any
+    ) -> Any:
+        settings = Computing(device, precision, memory_limit(memory), chunk_rows, threads)
+        return command(computing=settings, **others)
+
     for option in reversed(options):
-        command = option(command)
-    return command
+        gathered = option(gathered)
+    return gathered
 
 
 def memory_limit(memory: str | None) -> int | None:
     """``--memory`` in bytes."""
     return None if memory is None else parse_bytes(memory, "--memory")
-
-
-def inference_settings(
-    device: str, precision: str, memory: str | None, chunk_rows: int | None, threads: int
-) -> InferenceSettings:
-    """The settings of `computing` for streamed inference."""
-    return InferenceSettings(resolve_device(device), precision, memory_limit(memory), chunk_rows, threads)
 
 
 def print_result(facts: Mapping[str, object], lines: list[str], *, as_json: bool) -> None:

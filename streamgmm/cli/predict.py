@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from streamgmm.cli.options import as_json, computing, inference_settings, print_result
+from streamgmm.cli.options import Computing, as_json, print_result
+from streamgmm.cli.options import computing as add_computing
 from streamgmm.errors import RequestError
 from streamgmm.inference import posteriors, responsibilities
 from streamgmm.io.sinks import open_sink
@@ -25,7 +26,7 @@ LABELS, RESP = np.dtype(np.int32), np.dtype(np.float32)
 @click.option("--top", type=click.IntRange(1), help="The M most responsible components of each row, best first.")
 @click.option("--proba", is_flag=True, help="Write responsibilities too; without --top, all K of them.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@computing
+@add_computing
 @as_json
 def predict(
     run: str,
@@ -34,11 +35,7 @@ def predict(
     top: int | None,
     proba: bool,
     overwrite: bool,
-    device: str,
-    precision: str,
-    memory: str | None,
-    chunk_rows: int | None,
-    threads: int,
+    computing: Computing,
     as_json: bool,
 ) -> None:
     """Write the most responsible component of each row of DATA to OUT (.npy or .zarr), in bounded memory.
@@ -49,7 +46,7 @@ def predict(
     begun = time.perf_counter()
     mixture = Mixture.load(run)
     source = open_source(data)
-    settings = inference_settings(device, precision, memory, chunk_rows, threads)
+    settings = computing.inference()
     n = source.shape[0]
     written = [str(out)]
     if proba and top is None:

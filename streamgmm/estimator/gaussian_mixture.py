@@ -13,11 +13,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from streamgmm import inference
+from streamgmm.device import resolve_device
 from streamgmm.errors import RequestError
-from streamgmm.fitting import FitRequest, FitResult, fit, resolve_device
+from streamgmm.fitting import FitResult, fit
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.sources import open_source
 from streamgmm.mixture import Float64Array, Mixture, load_model
+from streamgmm.request import FitRequest
 from streamgmm.seeding import Start
 from streamgmm.units import parse_bytes
 

@@ -15,11 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from streamgmm.io.integrity import unit_checksums
 from streamgmm.io.plan import Span
 from streamgmm.io.sources.base import Rows, Source
 
@@ -30,13 +32,19 @@ DEVICE_BUFFERS = 2
 
 _PIECE_BYTES = 1 << 20
 
+_Planned: TypeAlias = tuple[Span, bool]
+
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Rows [span.start, span.stop), of the stored type, on the device; valid until the next one is asked for."""
+    """Rows [span.start, span.stop), of the stored type, on the device; valid until the next one is asked for.
+
+    ``units`` are their `integrity.unit_checksums`, where they were asked for.
+    """
 
     span: Span
     rows: Tensor
+    units: bytes | None
 
 
 @dataclass
@@ -72,8 +80,10 @@ class Ring:
         self._slots = [_slot(source, rows, pinned=on_gpu) for _ in range(SLOTS)]
         self._buffers = [torch.empty_like(self._slots[0], device=device) for _ in range(DEVICE_BUFFERS * on_gpu)]
 
-    def stream(self, spans: Iterable[Span]) -> Generator[Chunk]:
-        """Chunks of ``spans``, in order; reading runs ahead by as many slots as there are.
+    def stream(self, spans: Iterable[Span], checked_rows: int = 0) -> Generator[Chunk]:
+        """Chunks of ``spans``, in order, the first ``checked_rows`` rows with checksums.
+
+        Reading runs ahead by as many slots as there are.
 
         Raises
         ------
@@ -81,9 +91,10 @@ class Ring:
             From a reader thread, at the chunk it belongs to.
         """
         on_gpu = self._device.type == "cuda"
-        return self._stream_to_gpu(iter(spans)) if on_gpu else self._stream_on_host(iter(spans))
+        planned = _with_checks(spans, checked_rows)
+        return self._stream_to_gpu(planned) if on_gpu else self._stream_on_host(planned)
 
-    def _stream_on_host(self, spans: Iterator[Span]) -> Generator[Chunk]:
+    def _stream_on_host(self, spans: Iterator[_Planned]) -> Generator[Chunk]:
         free, reading = deque(self._slots), deque[_Reading]()
         try:
             while True:
@@ -92,12 +103,12 @@ class Ring:
                     return
                 item = reading.popleft()
                 self._wait(item)
-                yield Chunk(item.span, item.rows)
+                yield Chunk(item.span, item.rows, item.checksums())
                 free.append(item.slot)
         finally:
             _abandon(reading)
 
-    def _stream_to_gpu(self, spans: Iterator[Span]) -> Generator[Chunk]:
+    def _stream_to_gpu(self, spans: Iterator[_Planned]) -> Generator[Chunk]:
         compute, copy = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         free, reading = deque(self._slots), deque[_Reading]()
         # A buffer with the event after which it may be overwritten; a slot with the event after which it is empty.
@@ -123,7 +134,7 @@ class Ring:
                 copied = torch.cuda.Event()
                 copied.record(copy)
             copying.append((item.slot, copied))
-            staged.append(_Staged(item.span, rows, buffer, copied))
+            staged.append(_Staged(Chunk(item.span, rows, item.checksums()), buffer, copied))
 
         try:
             while True:
@@ -136,7 +147,7 @@ class Ring:
                     return
                 item = staged.popleft()
                 compute.wait_event(item.copied)
-                yield Chunk(item.span, item.rows)
+                yield item.chunk
                 released = torch.cuda.Event()
                 released.record(compute)
                 buffers.append((item.buffer, released))
@@ -144,14 +155,18 @@ class Ring:
             _abandon(reading)
             copy.synchronize()
 
-    def _start_reading(self, spans: Iterator[Span], free: deque[Tensor], reading: deque[_Reading]) -> None:
+    def _start_reading(self, spans: Iterator[_Planned], free: deque[Tensor], reading: deque[_Reading]) -> None:
         while free:
-            span = next(spans, None)
-            if span is None:
+            planned = next(spans, None)
+            if planned is None:
                 return
+            span, checked = planned
             slot = free.popleft()
             rows = slot[: span.rows]
-            reading.append(_Reading(span, slot, rows, self._submit(span, rows.numpy())))
+            pieces = self._submit(span, rows.numpy())
+            # Queued behind the pieces that it waits for, so it never holds the thread they need.
+            units = self._readers.submit(_units_of, pieces, rows.numpy()) if checked else None
+            reading.append(_Reading(span, slot, rows, pieces, units))
 
     def _submit(self, span: Span, out: Rows) -> list[Future[None]]:
         """Read a span in pieces, one a thread where they are large enough, cut where storage likes it."""
@@ -192,25 +207,44 @@ class _Reading:
     slot: Tensor
     rows: Tensor
     pieces: list[Future[None]]
+    units: Future[bytes] | None
 
     def done(self) -> bool:
         return all(piece.done() for piece in self.pieces)
 
+    def checksums(self) -> bytes | None:
+        return None if self.units is None else self.units.result()
+
 
 @dataclass(frozen=True, eq=False)
 class _Staged:
-    span: Span
-    rows: Tensor
+    chunk: Chunk
     buffer: Tensor
     copied: torch.cuda.Event
 
 
+def _with_checks(spans: Iterable[Span], checked_rows: int) -> Iterator[_Planned]:
+    """Each span, and whether it belongs to the first ``checked_rows`` rows."""
+    planned = 0
+    for span in spans:
+        yield span, planned < checked_rows
+        planned += span.rows
+
+
+def _units_of(pieces: list[Future[None]], rows: Rows) -> bytes:
+    for piece in pieces:
+        piece.result()
+    return unit_checksums(rows)
+
+
 def _abandon(reading: deque[_Reading]) -> None:
     """Let reads in flight end before their slots are reused; what they raise no longer matters."""
+    futures: list[Future[None] | Future[bytes]] = []
     for item in reading:
-        for piece in item.pieces:
-            if not piece.cancel():
-                piece.exception()
+        futures += [*item.pieces, *([] if item.units is None else [item.units])]
+    for future in futures:
+        if not future.cancel():
+            future.exception()
     reading.clear()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Protocol
 
@@ -13,7 +14,7 @@ import zarr
 
 from streamgmm.errors import RequestError
 from streamgmm.io.sources.base import Rows
-from streamgmm.storage import sync_folder
+from streamgmm.storage import naming, sync_folder
 
 _ZARR_CHUNK_BYTES = 4 << 20
 _ZARR_SHARD_CHUNKS = 16
@@ -44,10 +45,16 @@ def open_sink(path: str | Path, shape: tuple[int, ...], dtype: np.dtype[np.gener
     path = Path(path)
     if path.suffix not in (".npy", ".zarr"):
         raise RequestError(f"{path}: results are written to .npy or .zarr; give the output one of these endings")
-    if path.exists() and not overwrite:
+    try:
+        exists = path.exists()
+        # A nameless file: os.access grants root everything, on read-only and virtual file systems too.
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be written ({error.strerror}); name another output") from None
+    if exists and not overwrite:
         raise RequestError(f"{path}: exists; remove it, name another output, or allow --overwrite")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise RequestError(f"{path}: its folder is missing or cannot be written; name another output")
+    if exists and not (path.is_file() if path.suffix == ".npy" else (path / "zarr.json").is_file()):
+        raise RequestError(f"{path}: is not such an array, so it is not replaced; remove it, or name another output")
     return _NpySink(path, shape, dtype) if path.suffix == ".npy" else _ZarrSink(path, shape, dtype)
 
 
@@ -57,22 +64,25 @@ class _NpySink:
         self._temporary = path.with_name(f".{path.name}.tmp")
 
     def __enter__(self) -> _NpySink:
-        self._file = self._temporary.open("wb")
+        with naming(self._path):
+            self._file = self._temporary.open("wb")
         header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": self._shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         return self
 
     def write(self, rows: Rows) -> None:
-        self._file.write(np.ascontiguousarray(rows, dtype=self._dtype).data)
+        with naming(self._path):
+            self._file.write(np.ascontiguousarray(rows, dtype=self._dtype).data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            self._file.close()
+            with naming(self._path):
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                self._file.close()
             if kind is None:
                 self._temporary.replace(self._path)
                 sync_folder(self._path.parent)
@@ -91,15 +101,20 @@ class _ZarrSink:
 
     def __enter__(self) -> _ZarrSink:
         shutil.rmtree(self._temporary, ignore_errors=True)
-        self._array = zarr.create_array(
-            self._temporary,
-            shape=self._shape,
-            dtype=self._dtype,
-            chunks=(self._chunk_rows, *self._shape[1:]),
-            shards=(self._shard_rows, *self._shape[1:]),
-            compressors=None,
-            config={"write_empty_chunks": True},
-        )
+        try:
+            with naming(self._path):
+                self._array = zarr.create_array(
+                    self._temporary,
+                    shape=self._shape,
+                    dtype=self._dtype,
+                    chunks=(self._chunk_rows, *self._shape[1:]),
+                    shards=(self._shard_rows, *self._shape[1:]),
+                    compressors=None,
+                    config={"write_empty_chunks": True},
+                )
+        except BaseException:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            raise
         # Whole shards only: a shard written twice would be read, merged and rewritten.
         self._pending = np.empty((self._shard_rows, *self._shape[1:]), self._dtype)
         self._filled = self._written = 0
@@ -115,7 +130,8 @@ class _ZarrSink:
                 self._write_pending()
 
     def _write_pending(self) -> None:
-        self._array[self._written : self._written + self._filled] = self._pending[: self._filled]
+        with naming(self._path):
+            self._array[self._written : self._written + self._filled] = self._pending[: self._filled]
         self._written += self._filled
         self._filled = 0
 

@@ -1,7 +1,7 @@
 """Tiled matrix products on any device: fast on a CPU, and the path of every covariance type.
 
 A tile is a granule of rows. Its log joint densities (K, rows) are formed by one product, turned into responsibilities
-in place with one exponential an element, multiplied with the features again, and forgotten: memory is bounded by the
+with one exponential an element, multiplied with the features again, and forgotten: memory is bounded by the
 tile. On a CPU tiles are spread over worker threads, each with single-threaded BLAS, and their sums are added in row
 order, so the number of workers never changes a bit.
 """
@@ -20,7 +20,7 @@ from streamgmm.frame import Frame
 from streamgmm.kernels import Problem
 from streamgmm.kernels.natural import natural_parameters
 from streamgmm.mixture import Float64Array, Mixture
-from streamgmm.parallel import map_in_order
+from streamgmm.parallel import map_in_order, one_thread
 from streamgmm.statistics import Statistics, scatter_shape
 
 _TILE_BYTES = 2 << 20
@@ -31,10 +31,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class TiledParameters:
-    """α (K, 1) and θ (K, F) of `natural.natural_parameters` in the working type, on the device."""
+    """α (K, 1) and θ (K, F) of `natural.natural_parameters` in the working type, on the device.
 
-    frame: Frame
+    ``shift`` and ``scale`` (D, 1) of the frame are fp64, and exact in float32 for rows that are not float64.
+    """
+
     covariance_type: str
+    shift: Tensor
+    scale: Tensor
     constants: Tensor
     coefficients: Tensor
     common: Tensor | None
@@ -86,8 +90,9 @@ class TiledKernel:
             return torch.tensor(values, dtype=self.dtype, device=device)
 
         return TiledParameters(
-            frame,
             mixture.covariance_type,
+            torch.as_tensor(frame.shift, device=device)[:, None],
+            torch.as_tensor(frame.scale, device=device)[:, None],
             on_device(natural.constants)[:, None],
             on_device(np.concatenate(parts, axis=1)),
             None if natural.common is None else on_device(natural.common),
@@ -95,19 +100,20 @@ class TiledKernel:
 
     def accumulate(self, rows: Tensor, parameters: TiledParameters, statistics: Statistics) -> None:
         d = rows.shape[1]
-        for sums in self._map_tiles(_tile_sums, rows, parameters):
-            statistics.counts.add_(sums.counts)
-            statistics.sums.add_(sums.feature_sums[:, :d])
-            scatter = sums.feature_sums[:, d:] if sums.second_moment is None else sums.second_moment
-            statistics.scatter.add_(scatter.reshape(statistics.scatter.shape))
-            statistics.log_likelihood.add_(sums.log_likelihood)
+        with one_thread():
+            for sums in self._map_tiles(_tile_sums, rows, parameters):
+                statistics.counts.add_(sums.counts)
+                statistics.sums.add_(sums.feature_sums[:, :d])
+                scatter = sums.feature_sums[:, d:] if sums.second_moment is None else sums.second_moment
+                statistics.scatter.add_(scatter.reshape(statistics.scatter.shape))
+                statistics.log_likelihood.add_(sums.log_likelihood)
         statistics.n_rows.add_(len(rows))
 
     def log_likelihood(self, rows: Tensor, parameters: TiledParameters) -> Tensor:
         return torch.cat(list(self._map_tiles(_tile_log_likelihood, rows, parameters)))
 
     def map_joint(self, function: Callable[[Tensor], T], rows: Tensor, parameters: TiledParameters) -> Iterator[T]:
-        """``function`` of log w_k p_k(x), (rows of a tile, K), for each tile in row order; nats in the data's units."""
+        """``function`` of log w_k p_k(x), (K, rows of a tile), for each tile in row order; nats in the data's units."""
         return self._map_tiles(lambda tile, p: function(_tile_log_joint(tile, p)), rows, parameters)
 
     def _map_tiles(
@@ -130,56 +136,60 @@ def n_row_features(problem: Problem) -> int:
     return d + scatter_shape(problem.covariance_type, 1, d)[-1]
 
 
-def row_features(x: Tensor, covariance_type: str) -> Tensor:
-    """φ, (F, n), of centred rows ``x`` (D, n); `natural` has the table."""
-    d, n = x.shape
-    if covariance_type == "tied":
-        return x
-    phi = x.new_empty((n_row_features(Problem(1, d, covariance_type)), n))
-    phi[:d] = x
+def fill_features(phi: Tensor, n_features: int, covariance_type: str) -> None:
+    """Complete φ, (F, n), whose first ``n_features`` rows hold x; `natural` has the table."""
+    d, x = n_features, phi[:n_features]
     if covariance_type == "diag":
         torch.mul(x, x, out=phi[d:])
     elif covariance_type == "spherical":
         torch.sum(x * x, dim=0, out=phi[d])
-    else:
+    elif covariance_type == "full":
         first = d
         for i in range(d):
             torch.mul(x[i:], x[i], out=phi[first : first + d - i])
             first += d - i
-    return phi
 
 
-def _joint(rows: Tensor, parameters: TiledParameters) -> tuple[Tensor, Tensor, Tensor]:
-    """Centred rows (D, n), features (F, n), log joint densities (K, n) without the common term."""
-    x = parameters.frame.apply(rows, parameters.coefficients.dtype).T.contiguous()
-    phi = row_features(x, parameters.covariance_type)
-    return x, phi, torch.addmm(parameters.constants, parameters.coefficients, phi)
+def _joint(rows: Tensor, parameters: TiledParameters) -> tuple[Tensor, Tensor]:
+    """Features (F, n) and log joint densities (K, n) without the common term."""
+    d = rows.shape[1]
+    phi = parameters.coefficients.new_empty((parameters.coefficients.shape[1], len(rows)))
+    if rows.dtype == torch.float64:  # centred and scaled before it is rounded
+        torch.mul(rows.T - parameters.shift, parameters.scale, out=phi[:d])
+    else:
+        torch.sub(rows.T, parameters.shift.to(phi.dtype), out=phi[:d]).mul_(parameters.scale.to(phi.dtype))
+    fill_features(phi, d, parameters.covariance_type)
+    return phi, torch.addmm(parameters.constants, parameters.coefficients, phi)
 
 
-def _common(x: Tensor, parameters: TiledParameters) -> Tensor | float:
-    return 0.0 if parameters.common is None else -0.5 * (x * (parameters.common @ x)).sum(0)
+def _common(phi: Tensor, parameters: TiledParameters) -> Tensor | float:
+    """−½ xᵀPx of ``tied``, whose features are x alone."""
+    return 0.0 if parameters.common is None else -0.5 * (phi * (parameters.common @ phi)).sum(0)
 
 
-def _normalise(joint: Tensor) -> Tensor:
-    """Turn log joint densities (K, n) into responsibilities in place; their log-sum-exp (n,) in fp64."""
-    largest = joint.amax(0)
-    total = joint.sub_(largest).exp_().sum(0)
-    joint.div_(total)
-    return largest.double() + total.double().log()
+def normalise(joint: Tensor) -> tuple[Tensor, Tensor]:
+    """Responsibilities (K, n) of log joint densities (K, n), and their log-sum-exp (n,) in fp64.
+
+    The log-sum-exp follows from the largest responsibility, exp(max − lse), so that each element is exponentiated
+    once; torch's softmax is also several times faster than its exp where most results underflow.
+    """
+    resp = torch.softmax(joint, dim=0)
+    return resp, joint.amax(0).double() - resp.amax(0).double().log()
 
 
 def _tile_sums(rows: Tensor, parameters: TiledParameters) -> TileSums:
-    x, phi, joint = _joint(rows, parameters)
-    log_likelihood = _normalise(joint) + _common(x, parameters)
-    second_moment = None if parameters.common is None else x @ x.T
-    return TileSums(joint.sum(1), joint @ phi.T, second_moment, log_likelihood.sum())
+    phi, joint = _joint(rows, parameters)
+    resp, log_sum = normalise(joint)
+    log_likelihood = log_sum + _common(phi, parameters)
+    second_moment = None if parameters.common is None else phi @ phi.T
+    return TileSums(resp.sum(1), resp @ phi.T, second_moment, log_likelihood.sum())
 
 
 def _tile_log_likelihood(rows: Tensor, parameters: TiledParameters) -> Tensor:
-    x, _, joint = _joint(rows, parameters)
-    return _normalise(joint) + _common(x, parameters)
+    phi, joint = _joint(rows, parameters)
+    return normalise(joint)[1] + _common(phi, parameters)
 
 
 def _tile_log_joint(rows: Tensor, parameters: TiledParameters) -> Tensor:
-    x, _, joint = _joint(rows, parameters)
-    return joint.add_(_common(x, parameters)).T
+    phi, joint = _joint(rows, parameters)
+    return joint.add_(_common(phi, parameters))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from streamgmm.errors import DataError
 from streamgmm.io.sources.base import STORED_DTYPES, Rows, Source, check_shape
@@ -17,6 +18,9 @@ class ArraySource(Source):
         self.shape = check_shape(name, array.shape)
         self._array: np.ndarray = _as_numpy(array)
         self.dtype = stored_dtype(name, self._array.dtype)
+
+    def gather(self, indices: NDArray[np.int64]) -> tuple[Rows, int]:
+        return np.asarray(self._array[indices], dtype=self.dtype), len(indices)
 
     def read_into(self, start: int, stop: int, out: Rows) -> None:
         np.copyto(out, self._array[start:stop], casting="unsafe")

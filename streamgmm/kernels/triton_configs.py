@@ -1,0 +1,110 @@
+"""Launch configurations of the Triton kernels: a small table by architecture and shape, never by N or by timing.
+
+What depends on the problem alone (granule, padding) is kept apart from what an architecture may change (tiles).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from streamgmm.kernels import Problem
+
+COMPONENT_PADDING = 128
+ROW_PADDING = 128
+_WIDEST_SLICE = 256
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program holds at once, rows × components, and how it is run."""
+
+    rows: int
+    components: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Launches:
+    """The two launches of an E-step.
+
+    ``step`` features enter one product of the logits. Both launches share it: the second one's logits must have the
+    bits of the first one's, or responsibilities do not sum to one (by 1e-5 where steps differed). ``slice`` features
+    are accumulated by one program.
+    """
+
+    step: int
+    slice: int
+    log_sum_exp: Tile
+    accumulate: Tile
+
+
+def stride_of(n_features: int) -> int:
+    """Features a working row is padded to: a power of two, or whole slices of 256."""
+    if n_features <= _WIDEST_SLICE:
+        return max(16, 1 << (n_features - 1).bit_length())
+    return -(-n_features // _WIDEST_SLICE) * _WIDEST_SLICE
+
+
+def granule_of(problem: Problem) -> int:
+    """Rows of one fp32 accumulation: enough that storing a partial stays far cheaper than reading the rows."""
+    return min(max(1 << (4 * problem.n_components - 1).bit_length(), 1024), 16384)
+
+
+def architecture_of(device: torch.device) -> str:
+    """``hopper`` where 227 KiB of shared memory and warpgroup products are known; ``any`` is safe in 99 KiB."""
+    if device.type != "cuda":
+        return "any"
+    return "hopper" if torch.cuda.get_device_capability(device) == (9, 0) else "any"
+
+
+def launches_of(problem: Problem, precision: str, architecture: str) -> Launches:
+    """Tiles for a problem; ``precision`` is ``medium`` (fp16) or ``high`` (fp32)."""
+    stride = stride_of(problem.n_features)
+    kind = "diag" if problem.covariance_type == "diag" else "spherical"
+    reach = next(limit for limit in _REACHES if limit is None or stride <= limit)
+    found = _LAUNCHES[architecture][kind, precision][reach]
+    return replace(found, step=min(found.step, stride), slice=min(found.slice, stride))
+
+
+_REACHES = (64, 128, 256, None)
+_Row = dict[int | None, Launches]
+
+# Keyed by the widest stride an entry serves; None is any. A step or a slice narrower than the stride makes the kernels
+# loop over features.
+_LAUNCHES: dict[str, dict[tuple[str, str], _Row]] = {
+    "hopper": {
+        ("spherical", "medium"): {
+            64: Launches(64, 64, Tile(128, 64, 4, 2), Tile(128, 64, 4, 2)),
+            128: Launches(128, 128, Tile(128, 64, 4, 2), Tile(128, 64, 4, 2)),
+            256: Launches(256, 256, Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
+            None: Launches(64, 256, Tile(128, 128, 8, 4), Tile(64, 128, 8, 2)),
+        },
+        ("diag", "medium"): {
+            64: Launches(64, 64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+            128: Launches(128, 128, Tile(64, 64, 4, 2), Tile(32, 128, 8, 3)),
+            256: Launches(32, 128, Tile(128, 64, 8, 3), Tile(64, 128, 8, 2)),
+            None: Launches(32, 128, Tile(128, 64, 8, 3), Tile(64, 128, 8, 2)),
+        },
+        ("spherical", "high"): {
+            64: Launches(64, 64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+            128: Launches(32, 128, Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
+            256: Launches(32, 128, Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
+            None: Launches(32, 128, Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
+        },
+        ("diag", "high"): {
+            64: Launches(64, 64, Tile(128, 64, 8, 2), Tile(32, 64, 8, 2)),
+            128: Launches(32, 64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
+            256: Launches(32, 64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
+            None: Launches(32, 64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
+        },
+    },
+    "any": {
+        ("spherical", "medium"): dict.fromkeys(_REACHES, Launches(64, 64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))),
+        ("diag", "medium"): dict.fromkeys(_REACHES, Launches(32, 32, Tile(64, 64, 4, 2), Tile(64, 64, 8, 2))),
+        ("spherical", "high"): dict.fromkeys(_REACHES, Launches(32, 64, Tile(64, 64, 4, 2), Tile(32, 64, 8, 2))),
+        ("diag", "high"): dict.fromkeys(_REACHES, Launches(32, 32, Tile(64, 32, 4, 2), Tile(32, 64, 8, 2))),
+    },
+}

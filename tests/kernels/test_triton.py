@@ -1,0 +1,222 @@
+"""The Triton E-step on small shapes: in the interpreter, or on a GPU where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from streamgmm.frame import Frame
+from streamgmm.kernels import Problem
+from streamgmm.kernels.reference import ReferenceKernel
+from streamgmm.kernels.triton_configs import granule_of, launches_of, stride_of
+from streamgmm.kernels.triton_estep import TritonKernel
+from streamgmm.kernels.triton_parameters import WIDEST
+from streamgmm.mixture import Mixture
+from streamgmm.statistics import BLOCK_ROWS, Statistics
+from tests.kernels.estep_cases import (
+    MODES,
+    STATISTICS_LIMIT,
+    TYPES,
+    Case,
+    check,
+    draw,
+    errors_of,
+    log_likelihood_of,
+    relative,
+    same_bits,
+    sums_of,
+)
+
+# The interpreter computes with NumPy, which warns of the infinities that padding is made of.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
+]
+
+each_kernel = pytest.mark.parametrize(
+    ("covariance_type", "precision"),
+    [(t, p) for t in TYPES for p in MODES],
+    ids=[f"{t}-{p}" for t in TYPES for p in MODES],
+)
+
+
+@each_kernel
+@pytest.mark.parametrize(
+    ("n", "k", "d"), [(1, 3, 3), (101, 1, 1), (97, 3, 63), (307, 63, 64), (211, 256, 3), (127, 5, 130), (67, 3, 300)]
+)
+def test_against_fp64(covariance_type, precision, n, k, d, device):
+    errors = check(TritonKernel(precision), draw(covariance_type, n, k, d, device))
+    # A single row's own rounding is its whole error about its mean.
+    if n > 2 * k:
+        assert errors.statistics <= STATISTICS_LIMIT[precision], errors
+
+
+@each_kernel
+@pytest.mark.parametrize("d", [64, 70, 130, 300])
+def test_tiles_of_another_architecture(covariance_type, precision, d, device, monkeypatch):
+    monkeypatch.setattr("streamgmm.kernels.triton_estep.architecture_of", lambda device: "hopper")
+    if device.type == "cuda":
+        pytest.skip("a GPU runs its own tiles")
+    check(TritonKernel(precision), draw(covariance_type, 211, 131, d, device))
+
+
+@each_kernel
+def test_agrees_with_the_textbook(covariance_type, precision, device):
+    case = draw(covariance_type, 53, 4, 7, device)
+    got, exact = sums_of(TritonKernel(precision), case), sums_of(ReferenceKernel(), case)
+    for name in ("counts", "sums", "scatter"):
+        assert relative(getattr(got, name), getattr(exact, name)) <= STATISTICS_LIMIT[precision]
+
+
+@each_kernel
+@pytest.mark.parametrize(("offset", "scale"), [(10.0, 1.0), (100.0, 1.0), (1e4, 1.0), (10.0, 1e-3), (1e4, 1e3)])
+def test_offset_and_scale(covariance_type, precision, offset, scale, device):
+    case = draw(covariance_type, 131, 5, 6, device, offset=offset, scale=scale)
+    errors = check(TritonKernel(precision), case)
+    assert errors.statistics <= STATISTICS_LIMIT[precision], errors
+
+
+@each_kernel
+def test_cuts_at_granules_keep_the_bits(covariance_type, precision, device, monkeypatch):
+    case = draw(covariance_type, 2 * 1024 + 77, 3, 5, device)
+    # One far row makes fp16 redo its granule, which must not depend on the cut either.
+    case.rows[1500] *= 1e4
+    kernel = TritonKernel(precision)
+    assert kernel.granule(Problem(3, 5, covariance_type)) == 1024
+    whole = sums_of(kernel, case)
+    assert same_bits(whole, sums_of(kernel, case, [1024, 1024 + 77]))
+    rows = log_likelihood_of(kernel, case)
+    # A bounded scratch cuts the rows too, and the components.
+    monkeypatch.setattr("streamgmm.kernels.triton_estep._ROW_BYTES", 1)
+    monkeypatch.setattr("streamgmm.kernels.triton_estep._PARTIAL_BYTES", 1)
+    assert same_bits(whole, sums_of(kernel, case))
+    assert torch.equal(rows, log_likelihood_of(kernel, case))
+
+
+@each_kernel
+def test_scratch_in_pieces_of_components(covariance_type, precision, device, monkeypatch):
+    case = draw(covariance_type, 70, 200, 3, device)
+    whole = sums_of(TritonKernel(precision), case)
+    monkeypatch.setattr("streamgmm.kernels.triton_estep._PARTIAL_BYTES", 1)
+    assert same_bits(whole, sums_of(TritonKernel(precision), case))
+
+
+@each_kernel
+def test_nothing_outside_is_read_or_written(covariance_type, precision, device):
+    n, k, d = 67, 3, 5
+    case = draw(covariance_type, n, k, d, device)
+    exact = sums_of(TritonKernel(precision), case)
+    rows = torch.full((n + 64, d), float("nan"), device=device)
+    rows[32 : 32 + n] = case.rows
+    fields = {}
+    for name in ("counts", "sums", "scatter"):
+        shape = getattr(exact, name).shape
+        guarded = torch.full((shape[0] + 20, *shape[1:]), 7.0, dtype=torch.float64, device=device)
+        guarded[10:-10] = 0
+        fields[name] = guarded
+    shift = torch.zeros(d, dtype=torch.float64, device=device)
+    statistics = replace(
+        Statistics.zeros(covariance_type, k, shift, device),
+        **{name: guarded[10:-10] for name, guarded in fields.items()},
+    )
+    kernel = TritonKernel(precision)
+    kernel.accumulate(rows[32 : 32 + n], kernel.parameters(case.mixture, case.frame, device), statistics)
+    assert same_bits(exact, statistics)
+    for guarded in fields.values():
+        assert (guarded[:10] == 7).all()
+        assert (guarded[-10:] == 7).all()
+
+
+@each_kernel
+def test_a_weight_of_zero(covariance_type, precision, device):
+    case = draw(covariance_type, 83, 4, 3, device)
+    weights = np.array([0.0, 0.5, 0.0, 0.5])
+    m = case.mixture
+    case = replace(case, mixture=Mixture(weights, m.means, m.covariances, covariance_type))
+    statistics = sums_of(TritonKernel(precision), case)
+    assert (statistics.counts[[0, 2]] == 0).all()
+    assert (statistics.sums[[0, 2]] == 0).all()
+    check(TritonKernel(precision), case)
+
+
+@each_kernel
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_that_is_not_finite(covariance_type, precision, value, device):
+    case = draw(covariance_type, 70, 3, 5, device)
+    case.rows[41, 2] = value
+    rows = log_likelihood_of(TritonKernel(precision), case)
+    assert not rows[41].isfinite()
+    assert rows.isfinite().sum() == 69
+    assert not sums_of(TritonKernel(precision), case).log_likelihood.isfinite()
+
+
+@each_kernel
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int8, torch.uint8], ids=str)
+def test_stored_types(covariance_type, precision, dtype, device):
+    offset = {torch.uint8: 128.0, torch.float64: 1e6}.get(dtype, 0.0)
+    case = draw(covariance_type, 90, 3, 5, device, offset=offset, spread=20.0, noise=5.0, dtype=dtype)
+    errors = check(TritonKernel(precision), case)
+    assert errors.statistics <= STATISTICS_LIMIT[precision], errors
+
+
+@pytest.mark.parametrize("far", [1500.0, 4e4])
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_far_rows_are_redone_one_granule_at_a_time(covariance_type, far, device):
+    case = draw(covariance_type, 2 * 1024 + 50, 3, 4, device)
+    before = log_likelihood_of(TritonKernel("medium"), case)
+    case.rows[1100] = far
+    kernel = TritonKernel("medium")
+    after = log_likelihood_of(kernel, case)
+    assert torch.equal(before[:1024], after[:1024])
+    assert torch.equal(before[2048:], after[2048:])
+    exact = log_likelihood_of(ReferenceKernel(), case)
+    assert relative(after[1100], exact[1100]) < 1e-6
+    assert errors_of(kernel, case).statistics <= STATISTICS_LIMIT["medium"]
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_precisions_beyond_fp16(covariance_type, device):
+    # Rows that fp16 holds exactly, so that the range of 1/σ² = 2²⁰ is in question, not the rounding of x'.
+    rng = np.random.default_rng(3)
+    k, d = 4, 3
+    means = rng.integers(-8, 9, (k, d)) / 64
+    rows = means[rng.integers(0, k, 200)] + rng.integers(-2, 3, (200, d)) / 1024
+    covariances = np.full((k,) if covariance_type == "spherical" else (k, d), 2.0**-20)
+    mixture = Mixture(np.full(k, 1 / k), means, covariances, covariance_type)
+    case = Case(torch.tensor(rows, device=device), mixture, Frame(np.zeros(d), np.ones(d)))
+    assert check(TritonKernel("medium"), case).statistics < 1e-6
+
+
+@each_kernel
+def test_small_responsibilities_add_up(covariance_type, precision, device):
+    # Two components in one place: every row gives the second 1e-7.
+    n, d = 1500, 2
+    rows = torch.randn((n, d), generator=torch.Generator().manual_seed(0)).to(device)
+    covariances = np.ones((2,) if covariance_type == "spherical" else (2, d))
+    mixture = Mixture(np.array([1 - 1e-7, 1e-7]), np.zeros((2, d)), covariances, covariance_type)
+    counts = sums_of(TritonKernel(precision), Case(rows, mixture, Frame(np.zeros(d), np.ones(d)))).counts
+    assert float(counts[1]) == pytest.approx(n * 1e-7, rel=1e-3 if precision == "medium" else 1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 3, 63, 256, 1000, 16384, 65536])
+@pytest.mark.parametrize("d", [1, 63, 130, 768, 4096])
+@each_kernel
+def test_shapes_fit_together(covariance_type, precision, k, d):
+    problem = Problem(k, d, covariance_type)
+    assert BLOCK_ROWS % granule_of(problem) == 0
+    stride = stride_of(d)
+    assert stride >= d
+    for architecture in ("hopper", "any"):
+        launches = launches_of(problem, precision, architecture)
+        for tile in (launches.log_sum_exp, launches.accumulate):
+            assert 128 % tile.rows == 0
+            assert 128 % tile.components == 0
+        assert stride % launches.step == 0
+        assert stride % launches.slice == 0
+        assert launches.step <= launches.slice
+    kernel = TritonKernel(precision)
+    small, large = (kernel.scratch_bytes(problem, rows, 1) for rows in (1000, 10**9))
+    assert 0 < small <= large < (1 << 30) + WIDEST.scratch_bytes(problem, granule_of(problem), 1)

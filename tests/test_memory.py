@@ -1,0 +1,111 @@
+"""A plan is made before anything is allocated, and fits the limit or says which limit would do."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamgmm.errors import RequestError
+from streamgmm.io.plan import plan_chunks
+from streamgmm.io.sources.base import Source
+from streamgmm.kernels import PRECISIONS, Problem, select_kernel
+from streamgmm.memory import MemoryPlan, Wishes, plan_fit
+from streamgmm.statistics import BLOCK_ROWS
+from streamgmm.units import parse_bytes
+from tests.oracles import COVARIANCE_TYPES
+
+CPU = torch.device("cpu")
+
+
+class Imagined(Source):
+    """A source of any size that holds nothing."""
+
+    name = "imagined"
+
+    def __init__(self, n: int, d: int, dtype: str = "float32") -> None:
+        self.shape = (n, d)
+        self.dtype = np.dtype(dtype)
+
+    def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
+        raise AssertionError("planning reads nothing")
+
+
+def planned(
+    source: Source, problem: Problem, limit: int | None, chunk_rows: int | None, workers: int, starts: int = 1
+) -> MemoryPlan:
+    return plan_fit(source, problem, CPU, Wishes(limit, chunk_rows, 4, workers), starts)
+
+
+@given(
+    n=st.integers(1, 10**10),
+    d=st.integers(1, 300),
+    k=st.integers(1, 300),
+    kind=st.sampled_from(COVARIANCE_TYPES),
+    dtype=st.sampled_from(["float64", "float32", "uint8"]),
+    limit=st.one_of(st.none(), st.integers(1, 1 << 40)),
+    chunk_rows=st.one_of(st.none(), st.integers(1, 10**12)),
+    workers=st.integers(1, 8),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_plan_fits_its_limit_and_cuts_only_where_sums_allow(n, d, k, kind, dtype, limit, chunk_rows, workers):
+    source, problem = Imagined(n, d, dtype), Problem(k, d, kind)
+    try:
+        plan = planned(source, problem, limit, chunk_rows, workers)
+    except RequestError:
+        assert limit is not None
+        return
+    assert limit is None or plan.needed <= limit
+    rows = plan.chunk_rows
+    assert BLOCK_ROWS % rows == 0 or rows % BLOCK_ROWS == 0
+    for precision in PRECISIONS:
+        assert rows % select_kernel(kind, precision, CPU, workers).granule(problem) == 0
+    assert plan_chunks(min(n, 3 * BLOCK_ROWS + 1), rows)
+    if chunk_rows is not None and chunk_rows >= 4096:
+        assert rows <= chunk_rows
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_the_limit_named_in_the_refusal_is_enough(kind):
+    source, problem = Imagined(10**6, 64), Problem(50, 64, kind)
+    with pytest.raises(RequestError) as caught:
+        planned(source, problem, 1, None, 2)
+    named = re.search(r"at least (\d+ MiB) is needed", str(caught.value))
+    assert named is not None
+    assert f"50 {kind} components of 64 features" in str(caught.value)
+    assert "raise --memory" in str(caught.value)
+    assert planned(source, problem, parse_bytes(named[1]), None, 2)
+
+
+def test_less_memory_means_smaller_chunks_until_none_is_small_enough():
+    source, problem = Imagined(10**7, 8), Problem(10, 8, "diag")
+    free = planned(source, problem, None, None, 2)
+    limits = (free.needed, free.needed - 1, free.needed - (40 << 20))
+    sizes = [planned(source, problem, limit, None, 2).chunk_rows for limit in limits]
+    assert sizes[0] == free.chunk_rows
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_several_starts_need_more():
+    source, problem = Imagined(10**5, 32), Problem(20, 32, "full")
+    one, four = (planned(source, problem, None, None, 2, n).needed for n in (1, 4))
+    assert four > one
+
+
+def test_decoders_of_large_stored_chunks_give_way_before_chunks_do():
+    source, problem = Imagined(10**7, 64), Problem(16, 64, "diag")
+    source.read_granule = 100_000
+    wide, tight = (planned(source, problem, limit, None, 2) for limit in (None, 220 << 20))
+    assert wide.threads == 4
+    assert tight.threads < 4
+    assert tight.needed <= 220 << 20
+
+
+def test_a_stored_chunk_is_not_cut_without_need():
+    source, problem = Imagined(10**7, 8), Problem(16, 8, "diag")
+    source.read_granule = 1 << 20
+    assert planned(source, problem, None, None, 2).chunk_rows == 1 << 20

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from streamgmm.frame import frame_of
+from streamgmm.mixture import Mixture
+from streamgmm.precision import CHECK_ROWS, Deviation, check_sample, choose_precision, deviation, next_precision
+from tests.oracles import COVARIANCE_TYPES, clustered, random_mixture
+
+
+def mixture_near(x: np.ndarray, kind: str, sigma: float) -> Mixture:
+    d = x.shape[1]
+    covariances = {
+        "full": np.broadcast_to(sigma**2 * np.eye(d), (3, d, d)),
+        "tied": sigma**2 * np.eye(d),
+        "diag": np.full((3, d), sigma**2),
+        "spherical": np.full(3, sigma**2),
+    }[kind]
+    return Mixture(np.full(3, 1 / 3), x[:3], covariances, kind)
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_float32_is_kept_where_it_agrees(kind):
+    x = clustered(2000, 3, 8)
+    rows = torch.from_numpy(x.astype(np.float32))
+    assert choose_precision(random_mixture(kind, 3, 8), frame_of(x, kind), "high", rows, 1) == "high"
+    measured = deviation(random_mixture(kind, 3, 8), frame_of(x, kind), "high", rows, 1)
+    assert measured.acceptable
+    assert measured.mean_absolute < 1e-4
+    assert measured.statistic < 1e-5
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_float32_is_left_where_it_cancels(kind):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 4))[rng.integers(3, size=1000)] + 1e-5 * rng.normal(size=(1000, 4))
+    rows = torch.from_numpy(x)
+    assert choose_precision(mixture_near(x, kind, 1e-5), frame_of(x, kind), "medium", rows, 1) == "highest"
+
+
+def test_not_finite_is_never_acceptable():
+    assert not Deviation(float("nan"), 0.0, 0.0).acceptable
+    assert not Deviation(0.0, 0.0, float("nan")).acceptable
+    assert Deviation(0.0, 0.0, 0.0).acceptable
+
+
+def test_order_of_precisions():
+    assert [next_precision(p) for p in ("medium", "high", "highest")] == ["high", "highest", None]
+
+
+@pytest.mark.parametrize("n", [1, 100, CHECK_ROWS, CHECK_ROWS + 1, 10 * CHECK_ROWS - 3])
+def test_checked_rows_are_spread_over_the_sample(n):
+    rows = check_sample(torch.arange(n)[:, None])
+    assert 1 <= len(rows) <= CHECK_ROWS
+    assert int(rows[0]) == 0
+    assert int(rows[-1]) >= n - -(-n // CHECK_ROWS)

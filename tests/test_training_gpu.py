@@ -1,0 +1,78 @@
+"""The whole line on a CUDA device: the same bits however it is run, and fp64's answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from streamgmm.fitting import fit
+from streamgmm.inference import InferenceSettings, mean_log_likelihood, posteriors
+from streamgmm.io.sources.array import ArraySource
+from streamgmm.request import FitRequest
+from streamgmm.seeding import Start
+from tests.oracles import COVARIANCE_TYPES, clustered
+from tests.test_training import Killed, KilledAt
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+ROWS = clustered(500_003, 40, 48, spread=1.0).astype(np.float32)
+
+
+def request(kind: str, **changes: object) -> FitRequest:
+    return FitRequest(32, **{"covariance_type": kind, "max_iter": 4, "tol": 0.0, "device": "cuda", **changes})
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_chunks_threads_memory_and_kills_change_no_bit(kind, tmp_path):
+    source = ArraySource(ROWS)
+    whole = fit(source, request(kind))
+    again = fit(source, request(kind))
+    other = fit(source, request(kind, chunk_rows=16_384, threads=1))
+    tight = fit(source, request(kind, memory_limit=900 << 20))
+    assert {whole.mixture.digest} == {result.mixture.digest for result in (again, other, tight)}
+    run = tmp_path / "run"
+    for chunks in (2, 5):
+        with pytest.raises(Killed):
+            fit(source, request(kind, chunk_rows=65_536, checkpoint_every=0.0), run, KilledAt(chunks))
+    resumed = fit(source, request(kind), run)
+    assert resumed.resumed
+    assert resumed.mixture.digest == whole.mixture.digest
+    assert resumed.lower_bounds == whole.lower_bounds
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+@pytest.mark.parametrize("precision", ["medium", "high", "auto"])
+def test_agrees_with_fp64_on_the_cpu(kind, precision):
+    source = ArraySource(ROWS[:120_001])
+    # The same start for both: seeding on another device may draw other centres.
+    start = fit(source, request(kind, max_iter=0, device="cpu")).mixture
+    given = Start(start.weights, start.means, start.precisions)
+    ours = fit(source, request(kind, start=given, precision=precision))
+    exact = fit(source, request(kind, start=given, precision="highest", device="cpu"))
+    bound = 1e-2 if precision != "high" else 2e-4
+    assert np.abs(np.subtract(ours.lower_bounds, exact.lower_bounds)).max() < bound
+    assert np.abs(ours.mixture.means - exact.mixture.means).max() < 10 * bound
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_inference(kind):
+    source = ArraySource(ROWS[:100_003])
+    mixture = fit(source, request(kind)).mixture
+    on = {
+        name: InferenceSettings(torch.device(name), "highest" if name == "cpu" else "auto") for name in ("cpu", "cuda")
+    }
+    likelihood = {name: mean_log_likelihood(source, mixture, settings) for name, settings in on.items()}
+    assert abs(likelihood["cpu"] - likelihood["cuda"]) < 1e-2
+    labels = {
+        name: np.concatenate([chunk.labels for chunk in posteriors(source, mixture, 3, settings)])
+        for name, settings in on.items()
+    }
+    assert (labels["cpu"][:, 0] == labels["cuda"][:, 0]).mean() > 0.999
+
+
+def test_device_memory_stays_within_the_limit():
+    torch.cuda.reset_peak_memory_stats()
+    limit = 600 << 20
+    result = fit(ArraySource(np.tile(ROWS, (6, 1))), request("diag", memory_limit=limit))
+    assert result.peak_device_bytes < limit
