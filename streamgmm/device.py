@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from streamgmm.errors import RequestError
@@ -22,3 +24,8 @@ def resolve_device(name: str) -> torch.device:
         if (device.index or 0) >= count:
             raise RequestError(f"device {name!r} was asked for and {count} CUDA devices are there; use device='cpu'")
     return device
+
+
+def compute_workers(device: torch.device) -> int:
+    """Threads that compute: one a core on a CPU, one that launches kernels on a GPU."""
+    return (os.cpu_count() or 1) if device.type == "cpu" else 1

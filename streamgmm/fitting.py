@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from streamgmm.checkpoint import History
-from streamgmm.device import resolve_device
+from streamgmm.device import compute_workers, resolve_device
 from streamgmm.errors import RunError
 from streamgmm.frame import frame_of
 from streamgmm.io.ring import Ring
@@ -124,7 +123,7 @@ def fit(
     progress = progress or Progress()
     validate(request, source)
     device = resolve_device(request.device)
-    workers = os.cpu_count() or 1
+    workers = compute_workers(device)
     problem = Problem(request.n_components, source.shape[1], request.covariance_type)
     plan = plan_fit(
         source,

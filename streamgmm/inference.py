@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import fsum
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamgmm.device import compute_workers
 from streamgmm.errors import NumericalError, RequestError
 from streamgmm.frame import Frame
 from streamgmm.io.plan import plan_chunks
@@ -119,7 +119,7 @@ def _chunks(
     n, d = source.shape
     if d != mixture.n_features:
         raise RequestError(f"{source.name} has {d} features and the model {mixture.n_features}; give matching data")
-    frame, device, workers = frame_of_mixture(mixture, source.dtype), settings.device, os.cpu_count() or 1
+    frame, device, workers = frame_of_mixture(mixture, source.dtype), settings.device, compute_workers(settings.device)
     sample = uniform_rows(n, min(n, CHECK_ROWS), np.random.default_rng(0))
     rows, _ = source.gather(sample)
     check_finite(source, rows, sample)

@@ -132,7 +132,22 @@ def first_mixture(
         pooled.weights, centres.double().cpu().numpy() / frame.scale + frame.shift, pooled.covariances, covariance_type
     )
     mixture = m_step(frame.restore(statistics), reg_covar, fallback).mixture
-    return _override(mixture, start)
+    return _override(_shrunk(mixture, statistics.counts.cpu().numpy()), start)
+
+
+def _shrunk(mixture: Mixture, counts: Float64Array) -> Mixture:
+    """``mixture`` with each covariance drawn towards their mean, as if by one more row (D rows for ``full``).
+
+    A component seeded on a single row would otherwise have no variance but the regularisation, and one on fewer than
+    D rows a singular matrix: needles that attract nothing and that only fp64 can evaluate.
+    """
+    kind, covariances = mixture.covariance_type, mixture.covariances
+    if kind == "tied":
+        return mixture
+    n = counts.reshape(-1, *([1] * (covariances.ndim - 1)))
+    extra = mixture.n_features if kind == "full" else 1
+    mean = (n * covariances).sum(axis=0) / counts.sum()
+    return Mixture(mixture.weights, mixture.means, (n * covariances + extra * mean) / (n + extra), kind)
 
 
 def _override(mixture: Mixture, start: Start) -> Mixture:

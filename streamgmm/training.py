@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from itertools import chain, cycle
@@ -24,6 +25,7 @@ from streamgmm.statistics import Statistics, SummationTree, segment_bounds
 from streamgmm.steps.em import Candidate, StepSettings, em_step
 
 _RESCAN_ROWS = 16_384
+_SECONDS_BETWEEN_LOOKS = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,14 +124,17 @@ def train(
         if not state.partials:
             state = _begin_pass(state, check_rows, settings)
         bound = tuple(_bind(c, state.frame, check_rows.device, settings) for c in state.active)
+        finite_to, looked = 0, time.monotonic()
         for chunk in stream:
-            state = _absorb(chunk, bound, state)
-            if _overflowed(chunk, state, n_samples):
-                stream.close()
-                state = _widen(state, source, chunk.span, settings)
-                stream = _endless(ring, n_samples, chunk_rows, 0)
-                break
-            state = _close_segment(chunk, bound, state, source)
+            state = _close_segment(chunk, bound, _absorb(chunk, bound, state), source)
+            # Looking waits for the device; when that happens changes no result: the pass begins again, or ends.
+            if state.cursor == n_samples or time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS:
+                if not all(map(_is_finite, state.partials)):
+                    stream.close()
+                    state = _widen(state, source, finite_to, settings)
+                    stream = _endless(ring, n_samples, chunk_rows, 0)
+                    break
+                finite_to, looked = state.cursor, time.monotonic()
             if state.cursor == n_samples:
                 state = _update(state, settings)
                 observe(state)
@@ -198,11 +203,10 @@ def _ends_segment(span: Span, n_samples: int) -> bool:
     return span.stop == segment_bounds(n_samples)[span.segment][1]
 
 
-def _overflowed(chunk: Chunk, state: TrainingState, n_samples: int) -> bool:
-    """Whether a finished segment holds a likelihood that is not finite; asked once a segment, since it waits."""
-    if not _ends_segment(chunk.span, n_samples):
-        return False
-    return not all(math.isfinite(float(partial.segment.log_likelihood)) for partial in state.partials)
+def _is_finite(partial: PartialPass) -> bool:
+    """Whether the likelihood of every row so far is a number; rows that are not finite, or overflow, make it none."""
+    sums = (partial.segment, *(node for _, node in partial.tree.nodes if node is not None))
+    return math.isfinite(sum(float(statistics.log_likelihood) for statistics in sums))
 
 
 def _close_segment(
@@ -238,23 +242,23 @@ def _checked(state: TrainingState, source: Source, segment: int) -> TrainingStat
     return replace(state, checksums=(*state.checksums, (segment, state.open_checksum)))
 
 
-def _widen(state: TrainingState, source: Source, span: Span, settings: TrainingSettings) -> TrainingState:
-    """Begin the pass again in the next precision, unless the rows themselves are not finite.
+def _widen(state: TrainingState, source: Source, first: int, settings: TrainingSettings) -> TrainingState:
+    """Begin the pass again in the next precision, unless the rows from ``first`` to the cursor are not finite.
 
     Raises
     ------
     DataError
-        The segment of ``span`` holds NaN or infinity.
+        They hold NaN or infinity.
     NumericalError
-        The rows are finite, and no wider precision is allowed.
+        They are finite, and no wider precision is allowed.
     """
-    first, last = segment_bounds(source.shape[0])[span.segment]
+    last = state.cursor
     for start in range(first, last, _RESCAN_ROWS):
         stop = min(start + _RESCAN_ROWS, last)
         check_finite(source, source.read(start, stop), np.arange(start, stop))
 
     def widened(candidate: Candidate, partial: PartialPass) -> Candidate:
-        if math.isfinite(float(partial.segment.log_likelihood)):
+        if _is_finite(partial):
             return candidate
         wider = next_precision(candidate.precision) if settings.precision == "auto" else None
         if wider is None:

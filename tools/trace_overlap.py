@@ -1,6 +1,6 @@
 """Does the copy of chunk n+1 run under the kernel of chunk n? A profiler trace of a streamed fit, measured.
 
-    python tools/trace_overlap.py [--rows 4000000] [--features 128] [--components 1024] [--trace trace.json]
+    python tools/trace_overlap.py [--rows 1000000] [--features 128] [--components 1024] [--trace trace.json]
 
 Fits on a CUDA device from memory for a few passes, records every kernel and every host-to-device copy of rows, and
 prints one JSON line: how much of the copying time lay under a running kernel, how many copies began before the kernel
@@ -51,7 +51,7 @@ def overlap(a: list[Interval], b: list[Interval]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4_000_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--features", type=int, default=128)
     parser.add_argument("--components", type=int, default=1024)
     parser.add_argument("--covariance", default="diag")
@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help="Keep the trace (chrome://tracing, Perfetto) here.")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(arguments.rows, arguments.features)).astype(np.float32)
+    centres = rng.standard_normal((arguments.components, arguments.features), dtype=np.float32)
+    rows = rng.standard_normal((arguments.rows, arguments.features), dtype=np.float32)
+    rows += centres[rng.integers(arguments.components, size=arguments.rows)]
     request = FitRequest(
         arguments.components,
         arguments.covariance,
@@ -71,7 +73,7 @@ def main() -> None:
     )
     source = ArraySource(rows)
     fit(source, request)  # compiles the kernels
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         result = fit(source, request)
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:

@@ -59,6 +59,8 @@ class Traffic:
 class Ring:
     """Streams spans of a source to a device, in order, through buffers allocated once.
 
+    Rows that lie in memory already are handed to a CPU where they are.
+
     Parameters
     ----------
     source : Source
@@ -111,16 +113,17 @@ class Ring:
     def _stream_to_gpu(self, spans: Iterator[_Planned]) -> Generator[Chunk]:
         compute, copy = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         free, reading = deque(self._slots), deque[_Reading]()
-        # A buffer with the event after which it may be overwritten; a slot with the event after which it is empty.
+        # A buffer with the event after which it may be overwritten.
         buffers = deque((buffer, torch.cuda.Event()) for buffer in self._buffers)
-        copying = deque[tuple[Tensor, torch.cuda.Event]]()
-        staged = deque[_Staged]()
+        copying, staged = deque[_Staged](), deque[_Staged]()
 
         def reclaim(*, wait: bool) -> None:
-            while copying and (wait or copying[0][1].query()):
-                slot, copied = copying.popleft()
-                copied.synchronize()
-                free.append(slot)
+            """Free the slots that were copied, and read for their checksums; ``wait`` for the first."""
+            while copying and (wait or (copying[0].copied.query() and copying[0].item.checked())):
+                done = copying.popleft()
+                done.copied.synchronize()
+                done.item.checksums()
+                free.append(done.item.slot)
                 wait = False
 
         def stage() -> None:
@@ -133,8 +136,8 @@ class Ring:
                 rows.copy_(item.rows, non_blocking=True)
                 copied = torch.cuda.Event()
                 copied.record(copy)
-            copying.append((item.slot, copied))
-            staged.append(_Staged(Chunk(item.span, rows, item.checksums()), buffer, copied))
+            copying.append(_Staged(item, rows, buffer, copied))
+            staged.append(copying[-1])
 
         try:
             while True:
@@ -145,14 +148,14 @@ class Ring:
                     stage()
                 if not staged:
                     return
-                item = staged.popleft()
-                compute.wait_event(item.copied)
-                yield item.chunk
+                current = staged.popleft()
+                compute.wait_event(current.copied)
+                yield Chunk(current.item.span, current.rows, current.item.checksums())
                 released = torch.cuda.Event()
                 released.record(compute)
-                buffers.append((item.buffer, released))
+                buffers.append((current.buffer, released))
         finally:
-            _abandon(reading)
+            _abandon(deque([*(staged.item for staged in copying), *reading]))
             copy.synchronize()
 
     def _start_reading(self, spans: Iterator[_Planned], free: deque[Tensor], reading: deque[_Reading]) -> None:
@@ -162,8 +165,13 @@ class Ring:
                 return
             span, checked = planned
             slot = free.popleft()
-            rows = slot[: span.rows]
-            pieces = self._submit(span, rows.numpy())
+            rows, pieces = slot[: span.rows], list[Future[None]]()
+            # The device reads its own memory only, so rows that lie in memory serve a CPU alone.
+            there = self._source.view(span.start, span.stop) if self._device.type == "cpu" else None
+            if there is None:
+                pieces = self._submit(span, rows.numpy())
+            else:
+                rows = torch.from_numpy(there)
             # Queued behind the pieces that it waits for, so it never holds the thread they need.
             units = self._readers.submit(_units_of, pieces, rows.numpy()) if checked else None
             reading.append(_Reading(span, slot, rows, pieces, units))
@@ -212,13 +220,17 @@ class _Reading:
     def done(self) -> bool:
         return all(piece.done() for piece in self.pieces)
 
+    def checked(self) -> bool:
+        return self.units is None or self.units.done()
+
     def checksums(self) -> bytes | None:
         return None if self.units is None else self.units.result()
 
 
 @dataclass(frozen=True, eq=False)
 class _Staged:
-    chunk: Chunk
+    item: _Reading
+    rows: Tensor
     buffer: Tensor
     copied: torch.cuda.Event
 

@@ -20,10 +20,10 @@ from streamgmm.frame import Frame
 from streamgmm.kernels import Problem
 from streamgmm.kernels.natural import natural_parameters
 from streamgmm.mixture import Float64Array, Mixture
-from streamgmm.parallel import map_in_order, one_thread
+from streamgmm.parallel import map_in_order, one_thread, scratch
 from streamgmm.statistics import Statistics, scatter_shape
 
-_TILE_BYTES = 2 << 20
+_TILE_BYTES = 4 << 20
 _TILE_ROWS = (256, 4096)
 
 T = TypeVar("T")
@@ -113,7 +113,10 @@ class TiledKernel:
         return torch.cat(list(self._map_tiles(_tile_log_likelihood, rows, parameters)))
 
     def map_joint(self, function: Callable[[Tensor], T], rows: Tensor, parameters: TiledParameters) -> Iterator[T]:
-        """``function`` of log w_k p_k(x), (K, rows of a tile), for each tile in row order; nats in the data's units."""
+        """``function`` of log w_k p_k(x), (K, rows of a tile), for each tile in row order; nats in the data's units.
+
+        The tile's memory is used again: ``function`` must not return a view of it.
+        """
         return self._map_tiles(lambda tile, p: function(_tile_log_joint(tile, p)), rows, parameters)
 
     def _map_tiles(
@@ -151,15 +154,21 @@ def fill_features(phi: Tensor, n_features: int, covariance_type: str) -> None:
 
 
 def _joint(rows: Tensor, parameters: TiledParameters) -> tuple[Tensor, Tensor]:
-    """Features (F, n) and log joint densities (K, n) without the common term."""
-    d = rows.shape[1]
-    phi = parameters.coefficients.new_empty((parameters.coefficients.shape[1], len(rows)))
+    """Features (F, n) and log joint densities (K, n) without the common term, valid until this thread's next tile."""
+    n, d = rows.shape
+    k, f = parameters.coefficients.shape
+    # Row by row in memory, as the rows come; the many products of `full` are long runs the other way round.
+    if parameters.covariance_type == "full":
+        phi = scratch("features", (f, n), parameters.coefficients)
+    else:
+        phi = scratch("features", (n, f), parameters.coefficients).T
     if rows.dtype == torch.float64:  # centred and scaled before it is rounded
         torch.mul(rows.T - parameters.shift, parameters.scale, out=phi[:d])
     else:
         torch.sub(rows.T, parameters.shift.to(phi.dtype), out=phi[:d]).mul_(parameters.scale.to(phi.dtype))
     fill_features(phi, d, parameters.covariance_type)
-    return phi, torch.addmm(parameters.constants, parameters.coefficients, phi)
+    joint = scratch("joint", (k, n), phi)
+    return phi, torch.addmm(parameters.constants, parameters.coefficients, phi, out=joint)
 
 
 def _common(phi: Tensor, parameters: TiledParameters) -> Tensor | float:
@@ -167,19 +176,19 @@ def _common(phi: Tensor, parameters: TiledParameters) -> Tensor | float:
     return 0.0 if parameters.common is None else -0.5 * (phi * (parameters.common @ phi)).sum(0)
 
 
-def normalise(joint: Tensor) -> tuple[Tensor, Tensor]:
+def normalise(joint: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Responsibilities (K, n) of log joint densities (K, n), and their log-sum-exp (n,) in fp64.
 
     The log-sum-exp follows from the largest responsibility, exp(max − lse), so that each element is exponentiated
     once; torch's softmax is also several times faster than its exp where most results underflow.
     """
-    resp = torch.softmax(joint, dim=0)
+    resp = torch.softmax(joint, dim=0, out=out)
     return resp, joint.amax(0).double() - resp.amax(0).double().log()
 
 
 def _tile_sums(rows: Tensor, parameters: TiledParameters) -> TileSums:
     phi, joint = _joint(rows, parameters)
-    resp, log_sum = normalise(joint)
+    resp, log_sum = normalise(joint, out=scratch("resp", tuple(joint.shape), joint))
     log_likelihood = log_sum + _common(phi, parameters)
     second_moment = None if parameters.common is None else phi @ phi.T
     return TileSums(resp.sum(1), resp @ phi.T, second_moment, log_likelihood.sum())

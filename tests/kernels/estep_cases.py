@@ -118,7 +118,7 @@ def log_likelihood_limit(case: Case, precision: str) -> float:
 
     ``medium`` rounds x' and μ' to u = 2⁻¹¹ of themselves, which moves log p of a row's component by about
     u·√Σ_d ((x'−μ')p(|x'|+|μ'|))², and each variance likewise, u·√D. Every precision adds fp32 terms whose magnitudes
-    sum to M, each to 2⁻²⁴, with a few roundings a term.
+    sum to M, each to 2⁻²⁴, with a few roundings a term; tensor cores also truncate each of the D/16 steps of a product.
     """
     mixture, frame = case.mixture, case.frame
     x = frame.apply(case.rows, torch.float64)
@@ -130,7 +130,7 @@ def log_likelihood_limit(case: Case, precision: str) -> float:
     precisions = torch.as_tensor(1 / variances, device=x.device)[best]
     constants = parameters.constants.double()[best, 0]
     terms = (x * precisions * means).abs().sum(1) + 0.5 * (x**2 * precisions).sum(1) + constants.abs()
-    limit = 4 * 2.0**-24 * float(terms.mean())
+    limit = (4 + x.shape[1] / 16) * 2.0**-24 * float(terms.mean())
     if precision == "medium":
         moved = ((x - means) * precisions * (x.abs() + means.abs())).square().sum(1).sqrt()
         limit += 2.0**-11 * (float(moved.mean()) + x.shape[1] ** 0.5)

@@ -122,8 +122,6 @@ def test_accuracy(covariance_type, precision, data, device):
             file.write(json.dumps(line) + "\n")
     assert errors.log_likelihood <= log_likelihood_limit(case, precision), errors
     assert errors.statistics <= STATISTICS_LIMIT[precision], errors
-    # What a precision cannot hold, `auto` must not accept: its own bounds are 1e-2 nats and 1e-3.
-    rows = check_sample(case.rows[:32_768])
-    measured = deviation(case.mixture, case.frame, precision, rows, 1)
-    assert measured.acceptable or errors.log_likelihood > 0.5 * MAX_MEAN_ABSOLUTE, measured
-    assert not measured.acceptable or errors.log_likelihood <= 2 * MAX_MEAN_ABSOLUTE, measured
+    # What a precision cannot hold, `auto` must not accept: from a sample it sees the error to within a fifth.
+    measured = deviation(case.mixture, case.frame, precision, check_sample(case.rows[:32_768]), 1)
+    assert not measured.acceptable or errors.log_likelihood <= 1.2 * MAX_MEAN_ABSOLUTE, measured

@@ -19,6 +19,12 @@ class ArraySource(Source):
         self._array: np.ndarray = _as_numpy(array)
         self.dtype = stored_dtype(name, self._array.dtype)
 
+    def view(self, start: int, stop: int) -> Rows | None:
+        rows = self._array[start:stop]
+        usable = rows.dtype == self.dtype and rows.flags.c_contiguous and rows.flags.writeable
+        # A memory map's pages would count as this process's memory.
+        return rows if usable and not isinstance(self._array, np.memmap) else None
+
     def gather(self, indices: NDArray[np.int64]) -> tuple[Rows, int]:
         return np.asarray(self._array[indices], dtype=self.dtype), len(indices)
 

@@ -57,6 +57,13 @@ class Source(ABC):
             The storage is truncated, damaged or unreadable; the message names the file and the place.
         """
 
+    def view(self, start: int, stop: int) -> Rows | None:
+        """Rows [start, stop) where they already lie in memory as `read_into` would leave them, or None.
+
+        Writable and C-contiguous; they stay as they are while the source is open.
+        """
+        return None
+
     def files(self) -> Sequence[tuple[str, int, int]]:
         """The parts the rows come from: (name, first row, rows). In-memory data is one part."""
         return [(self.name, 0, self.shape[0])]
