@@ -52,8 +52,11 @@ class TerminalProgress(Progress):
             bounds = [c.lower_bounds[-1] for c in state.candidates if c.lower_bounds]
             known = f"lower bound {max(bounds):.4f}, " if bounds else ""
             bar.set_postfix_str(f"{known}{rate:.2f} GB/s", refresh=False)
+        cursor = state.cursor or n_samples
+        if cursor < bar.n:  # another pass
+            bar.reset()
         bar.set_description(f"iteration {state.n_iter + bool(state.partials)}", refresh=False)
-        bar.update((state.cursor or n_samples) - bar.n)
+        bar.update(cursor - bar.n)
 
     def iteration(self, record: dict[str, object]) -> None:
         if self._quiet:
