@@ -120,27 +120,29 @@ def train(
     """
     n_samples = source.shape[0]
     stream = _endless(ring, n_samples, chunk_rows, state.cursor)
-    while _goes_on(state, n_samples, settings):
-        if not state.partials:
-            state = _begin_pass(state, check_rows, settings)
-        bound = tuple(_bind(c, state.frame, check_rows.device, settings) for c in state.active)
-        finite_to, looked = 0, time.monotonic()
-        for chunk in stream:
-            state = _close_segment(chunk, bound, _absorb(chunk, bound, state), source)
-            # Looking waits for the device; when that happens changes no result: the pass begins again, or ends.
-            if state.cursor == n_samples or time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS:
-                if not all(map(_is_finite, state.partials)):
-                    stream.close()
-                    state = _widen(state, source, finite_to, settings)
-                    stream = _endless(ring, n_samples, chunk_rows, 0)
-                    break
-                finite_to, looked = state.cursor, time.monotonic()
-            if state.cursor == n_samples:
-                state = _update(state, settings)
+    try:
+        while _goes_on(state, n_samples, settings):
+            if not state.partials:
+                state = _begin_pass(state, check_rows, settings)
+            bound = tuple(_bind(c, state.frame, check_rows.device, settings) for c in state.active)
+            finite_to, looked = 0, time.monotonic()
+            for chunk in stream:
+                state = _close_segment(chunk, bound, _absorb(chunk, bound, state), source)
+                # Looking waits for the device; when that happens changes no result: the pass begins again, or ends.
+                if state.cursor == n_samples or time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS:
+                    if not all(map(_is_finite, state.partials)):
+                        stream.close()
+                        state = _widen(state, source, finite_to, settings)
+                        stream = _endless(ring, n_samples, chunk_rows, 0)
+                        break
+                    finite_to, looked = state.cursor, time.monotonic()
+                if state.cursor == n_samples:
+                    state = _update(state, settings)
                 observe(state)
-                break
-            observe(state)
-    stream.close()
+                if not state.partials:
+                    break
+    finally:
+        stream.close()
     return state
 
 
