@@ -117,8 +117,9 @@ def log_likelihood_limit(case: Case, precision: str) -> float:
     """Mean |Δ log p| in nats that the rounding of a precision explains, from the case itself.
 
     ``medium`` rounds x' and μ' to u = 2⁻¹¹ of themselves, which moves log p of a row's component by about
-    u·√Σ_d ((x'−μ')p(|x'|+|μ'|))², and each variance likewise, u·√D. Every precision adds fp32 terms whose magnitudes
-    sum to M, each to 2⁻²⁴, with a few roundings a term; tensor cores also truncate each of the D/16 steps of a product.
+    u·√Σ_d ((x'−μ')p(|x'|+|μ'|))², and each variance likewise, u·√D; tensor cores also truncate the fp32 sum, of
+    magnitude M, at each of the D/16 steps of a product. Every precision adds fp32 terms whose magnitudes sum to M, each
+    to 2⁻²⁴, with a few roundings a term.
     """
     mixture, frame = case.mixture, case.frame
     x = frame.apply(case.rows, torch.float64)
@@ -130,10 +131,11 @@ def log_likelihood_limit(case: Case, precision: str) -> float:
     precisions = torch.as_tensor(1 / variances, device=x.device)[best]
     constants = parameters.constants.double()[best, 0]
     terms = (x * precisions * means).abs().sum(1) + 0.5 * (x**2 * precisions).sum(1) + constants.abs()
-    limit = (4 + x.shape[1] / 16) * 2.0**-24 * float(terms.mean())
+    resolution = 2.0**-24 * float(terms.mean())
+    limit = 4 * resolution
     if precision == "medium":
         moved = ((x - means) * precisions * (x.abs() + means.abs())).square().sum(1).sqrt()
-        limit += 2.0**-11 * (float(moved.mean()) + x.shape[1] ** 0.5)
+        limit += 2.0**-11 * (float(moved.mean()) + x.shape[1] ** 0.5) + x.shape[1] / 16 * resolution
     return limit
 
 
