@@ -86,9 +86,9 @@ def fit(
         threads=computing.threads,
         checkpoint_every=checkpoint_every,
     )
+    if output is None and not as_json:
+        click.echo("no --output was named: the result is printed, and nothing is saved")
     with TerminalProgress(quiet=as_json) as progress:
-        if output is None:
-            progress.stage("no --output was named: the result is printed and nothing is saved")
         result = fit_source(source, request, output, progress, fresh=fresh)
     print_result(result.summary(), summary_lines(result, output), as_json=as_json)
 
