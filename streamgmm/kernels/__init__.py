@@ -33,11 +33,6 @@ class Problem:
 class Kernel(Protocol):
     """What every kernel offers. ``P`` below is whatever ``parameters`` returns; callers only pass it back."""
 
-    @property
-    def name(self) -> str:
-        """Backend and working type, for the history: ``tiled float32``."""
-        ...
-
     def granule(self, problem: Problem) -> int:
         """Rows whose sum is one fp32 accumulation; a power of two that divides a block.
 

@@ -26,10 +26,6 @@ class ReferenceParameters:
 class ReferenceKernel:
     """`Kernel` by Mahalanobis distances, one component at a time (Bishop 2006, eqs. 9.13 and 2.43)."""
 
-    @property
-    def name(self) -> str:
-        return "reference float64"
-
     def granule(self, problem: Problem) -> int:
         return 1024
 

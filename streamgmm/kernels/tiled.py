@@ -61,10 +61,6 @@ class TiledKernel:
     dtype: torch.dtype
     workers: int = 1
 
-    @property
-    def name(self) -> str:
-        return f"tiled {str(self.dtype).removeprefix('torch.')}"
-
     def granule(self, problem: Problem) -> int:
         width = n_row_features(problem) + 2 * problem.n_components
         rows = _TILE_BYTES // (4 * width)

@@ -91,10 +91,6 @@ class TritonKernel:
 
     precision: str
 
-    @property
-    def name(self) -> str:
-        return "triton fp16" if self.precision == "medium" else "triton tf32x3"
-
     def granule(self, problem: Problem) -> int:
         return granule_of(problem)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from streamgmm.errors import DataError
-from streamgmm.io.plan import Extent
 from streamgmm.io.sources.base import Rows, Source, check_shape
 from streamgmm.io.sources.raw import RawFile, check_size
 
@@ -52,10 +51,6 @@ class FbinSource(Source):
         self.shape = check_shape(self.name, header.tolist())
         self._row_bytes = self.shape[1] * self.dtype.itemsize
         check_size(self.name, self._file.size, HEADER_BYTES + self.shape[0] * self._row_bytes)
-
-    def extents(self, start: int, stop: int) -> list[Extent]:
-        """Where rows [start, stop) lie."""
-        return [self._file.extent(HEADER_BYTES + start * self._row_bytes, (stop - start) * self._row_bytes)]
 
     def read_into(self, start: int, stop: int, out: Rows) -> None:
         self._file.read_into(HEADER_BYTES + start * self._row_bytes, out)

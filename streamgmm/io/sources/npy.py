@@ -10,7 +10,6 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from streamgmm.errors import DataError
-from streamgmm.io.plan import Extent
 from streamgmm.io.sources.array import stored_dtype
 from streamgmm.io.sources.base import STORED_DTYPES, Rows, Source, check_shape
 from streamgmm.io.sources.raw import RawFile, check_size
@@ -48,10 +47,6 @@ class NpySource(Source):
         check_size(self.name, self._file.size, self._offset + self.shape[0] * self._row_bytes)
         if self._fortran_order or not self._stored.isnative or self._stored not in STORED_DTYPES:
             self.read_path = "decode"
-
-    def extents(self, start: int, stop: int) -> list[Extent]:
-        """Where rows [start, stop) lie, for ``read_path == "extents"``."""
-        return [self._file.extent(self._offset + start * self._row_bytes, (stop - start) * self._row_bytes)]
 
     def read_into(self, start: int, stop: int, out: Rows) -> None:
         if self.read_path == "extents":
