@@ -14,7 +14,7 @@ from streamgmm.seeding import Start
 from tests.oracles import COVARIANCE_TYPES, clustered
 from tests.test_training import Killed, KilledAt
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = pytest.mark.gpu
 
 ROWS = clustered(500_003, 40, 48, spread=1.0).astype(np.float32)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,6 +17,12 @@ from streamgmm.statistics import Statistics
 
 TYPES = ("spherical", "diag")
 MODES = ("medium", "high")
+
+each_kernel = pytest.mark.parametrize(
+    ("covariance_type", "precision"),
+    [(t, p) for t in TYPES for p in MODES],
+    ids=[f"{t}-{p}" for t in TYPES for p in MODES],
+)
 
 
 STATISTICS_LIMIT = {"medium": 1e-3, "high": 1e-5}

@@ -17,12 +17,12 @@ from streamgmm.kernels.triton_parameters import WIDEST
 from streamgmm.mixture import Mixture
 from streamgmm.statistics import BLOCK_ROWS, Statistics
 from tests.kernels.estep_cases import (
-    MODES,
     STATISTICS_LIMIT,
     TYPES,
     Case,
     check,
     draw,
+    each_kernel,
     errors_of,
     log_likelihood_of,
     relative,
@@ -35,12 +35,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
 ]
-
-each_kernel = pytest.mark.parametrize(
-    ("covariance_type", "precision"),
-    [(t, p) for t in TYPES for p in MODES],
-    ids=[f"{t}-{p}" for t in TYPES for p in MODES],
-)
 
 
 @each_kernel

@@ -17,12 +17,11 @@ from streamgmm.kernels.triton_estep import TritonKernel
 from streamgmm.mixture import Mixture
 from streamgmm.precision import MAX_MEAN_ABSOLUTE, check_sample, deviation
 from tests.kernels.estep_cases import (
-    MODES,
     STATISTICS_LIMIT,
-    TYPES,
     Case,
     check,
     draw,
+    each_kernel,
     errors_of,
     log_likelihood_limit,
     log_likelihood_of,
@@ -30,13 +29,7 @@ from tests.kernels.estep_cases import (
     sums_of,
 )
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-each_kernel = pytest.mark.parametrize(
-    ("covariance_type", "precision"),
-    [(t, p) for t in TYPES for p in MODES],
-    ids=[f"{t}-{p}" for t in TYPES for p in MODES],
-)
+pytestmark = pytest.mark.gpu
 
 
 @each_kernel
