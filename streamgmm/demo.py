@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 
 import numpy as np
-import zarr
 
 from streamgmm.errors import RequestError
 from streamgmm.fitting import FitResult, fit
+from streamgmm.io.sinks import open_sink
 from streamgmm.io.sources import open_source
 from streamgmm.io.sources.base import Source
 from streamgmm.recorder import Progress
@@ -20,8 +19,7 @@ from streamgmm.run import RunFolder
 PATCH = 8
 COMPONENTS = 64
 
-_CHUNK_ROWS = 16_384
-_SHARD_ROWS = 8 * _CHUNK_ROWS
+_ROWS_AT_ONCE = 65_536
 
 
 def require_pictures() -> None:
@@ -41,9 +39,7 @@ def cut_patches() -> np.ndarray:
             pieces.append(windows.reshape(-1, PATCH * PATCH))
     patches = np.concatenate(pieces)
     # Equal patches have equal keys; the random odd factors make unequal ones differ but for one chance in 10⁷.
-    factors = np.random.default_rng(0).integers(2**63, size=PATCH * PATCH, dtype=np.uint64) * np.uint64(2) + np.uint64(
-        1
-    )
+    factors = np.random.default_rng(0).integers(2**63, size=PATCH * PATCH, dtype=np.uint64) * 2 + 1
     keys = np.zeros(len(patches), dtype=np.uint64)
     for column, factor in enumerate(factors):
         keys += patches[:, column] * factor
@@ -58,20 +54,9 @@ def prepare_data(output: Path, progress: Progress) -> Path:
         return path
     progress.stage("cutting patches")
     patches = cut_patches()
-    temporary = output / ".patches.zarr.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    array = zarr.create_array(
-        temporary,
-        shape=patches.shape,
-        dtype=np.float32,
-        chunks=(_CHUNK_ROWS, PATCH * PATCH),
-        shards=(_SHARD_ROWS, PATCH * PATCH),
-        compressors=None,
-        config={"write_empty_chunks": True},
-    )
-    for start in range(0, len(patches), _SHARD_ROWS):
-        array[start : start + _SHARD_ROWS] = patches[start : start + _SHARD_ROWS].astype(np.float32) / 255
-    temporary.rename(path)
+    with open_sink(path, patches.shape, np.dtype(np.float32), overwrite=False) as sink:
+        for start in range(0, len(patches), _ROWS_AT_ONCE):
+            sink.write(patches[start : start + _ROWS_AT_ONCE].astype(np.float32) / 255)
     return path
 
 
