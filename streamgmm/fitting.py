@@ -190,7 +190,7 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
         progress.stage("training")
         state = train(state, source, ring, job.plan.chunk_rows, check_rows, settings, recorder)
         recorder.save(state)
-    best = max(state.candidates, key=lambda c: c.lower_bounds[-1] if c.lower_bounds else -np.inf)
+    best = state.best
     return FitResult(
         mixture=best.mixture,
         lower_bounds=best.lower_bounds,

@@ -49,8 +49,8 @@ class TerminalProgress(Progress):
         if now - begun > 0.5:
             rate = (ring.traffic.bytes_read - already) / (now - begun) / 1e9
             self._rate = (now, ring.traffic.bytes_read)
-            bounds = [c.lower_bounds[-1] for c in state.candidates if c.lower_bounds]
-            known = f"lower bound {max(bounds):.4f}, " if bounds else ""
+            bounds = state.best.lower_bounds
+            known = f"lower bound {bounds[-1]:.4f}, " if bounds else ""
             bar.set_postfix_str(f"{known}{rate:.2f} GB/s", refresh=False)
         cursor = state.cursor or n_samples
         if cursor < bar.n:  # another pass

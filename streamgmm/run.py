@@ -67,7 +67,7 @@ class RunFolder:
             self.checkpoints = Checkpoints(self.path / "checkpoints", identity)
             # A call that failed before it saved anything does not tie the folder to its settings.
             if self.checkpoints.paths() or (self.path / "model.safetensors").exists():
-                self._compare(_read(self.path / "config.json"), identity)
+                self._compare(read_settings(self.path), identity)
         except OSError as error:
             raise self._unwritable(error) from None
         return self.checkpoints
@@ -124,9 +124,7 @@ class RunFolder:
     def _locked(self) -> _Lock:
         return _Lock(self.path / ".lock")
 
-    def _compare(self, there: object, asked: Mapping[str, object]) -> None:
-        if not isinstance(there, dict):
-            raise DamagedFileError(f"{self.path}/config.json: not a run's settings; start over with --fresh")
+    def _compare(self, there: Mapping[str, object], asked: Mapping[str, object]) -> None:
         for name in sorted({*there, *asked} - set(_EXTENDABLE)):
             before, now = there.get(name), json.loads(json.dumps(asked.get(name)))
             if before != now:
@@ -168,10 +166,23 @@ def _line(record: Mapping[str, object]) -> str:
     return json.dumps(record) + "\n"
 
 
-def _read(path: Path) -> object:
+def read_settings(run: Path) -> dict[str, object]:
+    """What the ``config.json`` of a RUN folder says it is.
+
+    Raises
+    ------
+    RunError
+        The file is missing.
+    DamagedFileError
+        It is not a JSON object.
+    """
+    path = run / "config.json"
     try:
-        return json.loads(path.read_bytes())
+        settings = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RunError(f"{path}: is missing, so nobody knows what the run was; start over with --fresh") from None
     except (ValueError, RecursionError):
         raise DamagedFileError(f"{path}: not JSON; start over with --fresh") from None
+    if not isinstance(settings, dict):
+        raise DamagedFileError(f"{path}: not a run's settings; start over with --fresh")
+    return settings

@@ -77,6 +77,11 @@ class TrainingState:
     def n_iter(self) -> int:
         return max(candidate.n_iter for candidate in self.candidates)
 
+    @property
+    def best(self) -> Candidate:
+        """The candidate with the greatest lower bound; the first, before any has one."""
+        return max(self.candidates, key=lambda candidate: candidate.lower_bounds[-1:] or (-math.inf,))
+
 
 @dataclass(frozen=True)
 class TrainingSettings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,9 +9,9 @@ import torch
 
 from streamgmm.checkpoint import Checkpoints
 from streamgmm.cli.options import as_json, print_result
-from streamgmm.errors import DamagedFileError
 from streamgmm.io.sources import open_source
 from streamgmm.mixture import load_model
+from streamgmm.run import read_settings
 from streamgmm.units import format_bytes
 
 Facts = dict[str, object]
@@ -51,12 +50,7 @@ def _model(path: Path) -> Facts:
 
 
 def _unfinished(path: Path) -> Facts:
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except (ValueError, RecursionError):
-        raise DamagedFileError(f"{path}/config.json: not JSON; start over with fit --fresh") from None
-    if not isinstance(config, dict):
-        raise DamagedFileError(f"{path}/config.json: not a run's settings; start over with fit --fresh")
+    config = read_settings(path)
     facts: Facts = {"kind": "run", "state": "unfinished", **{k: config.get(k) for k in ("n_components", "shape")}}
     if not (path / "checkpoints").is_dir():
         return facts
@@ -65,12 +59,11 @@ def _unfinished(path: Path) -> Facts:
     checkpoints.close()
     if found is not None:
         state = found[0]
-        best = max(state.candidates, key=lambda c: c.lower_bounds[-1] if c.lower_bounds else -float("inf"))
         facts |= {
             "n_iter": state.n_iter,
             "cursor": state.cursor,
-            "lower_bound": best.lower_bounds[-1] if best.lower_bounds else None,
-            "digest": best.mixture.digest,
+            "lower_bound": state.best.lower_bounds[-1] if state.best.lower_bounds else None,
+            "digest": state.best.mixture.digest,
         }
     return facts
 
