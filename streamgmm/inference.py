@@ -92,7 +92,7 @@ def responsibilities(source: Source, mixture: Mixture, settings: InferenceSettin
         resp, log_likelihood = normalise(joint)
         return log_likelihood, resp.T
 
-    for _, resp in _chunks(source, mixture, settings, 4 * mixture.n_components + 8, of_tile):
+    for _, resp in _chunks(source, mixture, settings, 8 * mixture.n_components + 8, of_tile):
         yield resp.numpy()
 
 

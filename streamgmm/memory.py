@@ -24,6 +24,9 @@ _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
 _RUNTIME_BYTES = {"cpu": 24 << 20, "cuda": 64 << 20}
 """What libraries allocate for themselves while they work: decoders' and allocators' slack, BLAS buffers."""
 
+_RANKING_BYTES = 24
+"""Of a row and component while a tile's components are sorted: order, sorted densities, and the sort's own copy."""
+
 _OPEN_NODES = SEGMENTS.bit_length() + 1
 _UPDATE_COPIES = 4
 """Sums that an update holds besides the tree's: total, restored total, and the M-step's."""
@@ -95,7 +98,8 @@ def plan_inference(
         scratch = kernel.scratch_bytes(problem, min(rows, source.shape[0]), wishes.workers)
         # A chunk's results exist as tiles and joined.
         results = 2 * min(rows, source.shape[0]) * result_bytes
-        return _streaming(source, device, rows, threads) + scratch + results + _RUNTIME_BYTES[device.type]
+        ranking = wishes.workers * kernel.granule(problem) * problem.n_components * _RANKING_BYTES
+        return _streaming(source, device, rows, threads) + scratch + results + ranking + _RUNTIME_BYTES[device.type]
 
     row_bytes = source.shape[1] * source.dtype.itemsize + 2 * result_bytes
     return _largest(source, problem, device, wishes, [kernel], row_bytes, needed)

@@ -15,7 +15,7 @@ from streamgmm.errors import DataError, RequestError
 from streamgmm.frame import Frame
 from streamgmm.io.sources.base import Rows, Source
 from streamgmm.kernels import Problem
-from streamgmm.kernels.tiled import fill_features, n_row_features
+from streamgmm.kernels.tiled import TileSums, fill_features, n_row_features
 from streamgmm.mixture import Float64Array, Mixture, covariance_shape
 from streamgmm.mstep import m_step
 from streamgmm.parallel import map_in_order
@@ -218,19 +218,15 @@ class _Points:
         device = self.x.device
         total = Statistics.zeros(kind, n_components, torch.zeros(d), device)
 
-        def on_tile(tile: Tensor, piece: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-            resp = responsibilities(tile, piece)
+        def on_tile(tile: Tensor, piece: Tensor) -> TileSums:
             phi = tile.new_empty((n_row_features(Problem(n_components, d, kind)), len(tile)))
             phi[:d] = tile.T
             fill_features(phi, d, kind)
-            second = phi @ tile if kind == "tied" else None
-            return resp.sum(1), resp @ phi.T, second
+            resp = responsibilities(tile, piece)
+            return TileSums(resp.sum(1), resp @ phi.T, phi @ tile if kind == "tied" else None)
 
-        for counts, features, second in self.map(on_tile, along):
-            total.counts.add_(counts)
-            total.sums.add_(features[:, :d])
-            scatter = features[:, d:] if second is None else second
-            total.scatter.add_(scatter.reshape(total.scatter.shape))
+        for sums in self.map(on_tile, along):
+            sums.add_to(total)
         return total
 
 

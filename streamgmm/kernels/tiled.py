@@ -46,12 +46,28 @@ class TiledParameters:
 
 @dataclass(frozen=True)
 class TileSums:
-    """One tile's sums, in the working type: fp32 lives no longer than this."""
+    """One tile's sums, in the working type: fp32 lives no longer than this.
+
+    Attributes
+    ----------
+    counts : (K,) tensor
+    feature_sums : (K, F) tensor
+        Σ r φ(x).
+    second_moment : (D, D) tensor or None
+        Σ xxᵀ of ``tied``, whose features are x alone.
+    """
 
     counts: Tensor
     feature_sums: Tensor
     second_moment: Tensor | None
-    log_likelihood: Tensor
+
+    def add_to(self, statistics: Statistics) -> None:
+        """Add counts, sums and scatter to fp64 ``statistics`` in place."""
+        d = statistics.n_features
+        statistics.counts.add_(self.counts)
+        statistics.sums.add_(self.feature_sums[:, :d])
+        scatter = self.feature_sums[:, d:] if self.second_moment is None else self.second_moment
+        statistics.scatter.add_(scatter.reshape(statistics.scatter.shape))
 
 
 @dataclass(frozen=True)
@@ -67,11 +83,10 @@ class TiledKernel:
         return min(max(1 << max(rows, 1).bit_length() - 1, _TILE_ROWS[0]), _TILE_ROWS[1])
 
     def scratch_bytes(self, problem: Problem, rows: int, workers: int) -> int:
-        # Per worker: the converted rows and their copy, the features, the joint densities, and two sets of sums.
+        # Each worker: centred rows, features, joint densities and responsibilities; and the sums that wait in order.
         k, d, f = problem.n_components, problem.n_features, n_row_features(problem)
-        size = self.dtype.itemsize
-        tile = min(rows, self.granule(problem))
-        return (workers + 1) * size * (tile * (3 * d + f + k + 8) + k * (f + 1))
+        tile = min(rows, self.granule(problem)) * (2 * d + f + 2 * k + 8)
+        return self.dtype.itemsize * (workers * tile + (workers + 2) * (k * (f + 1) + d * d))
 
     def parameters(self, mixture: Mixture, frame: Frame, device: torch.device) -> TiledParameters:
         numpy_dtype = np.float32 if self.dtype == torch.float32 else np.float64
@@ -95,14 +110,10 @@ class TiledKernel:
         )
 
     def accumulate(self, rows: Tensor, parameters: TiledParameters, statistics: Statistics) -> None:
-        d = rows.shape[1]
         with one_thread():
-            for sums in self._map_tiles(_tile_sums, rows, parameters):
-                statistics.counts.add_(sums.counts)
-                statistics.sums.add_(sums.feature_sums[:, :d])
-                scatter = sums.feature_sums[:, d:] if sums.second_moment is None else sums.second_moment
-                statistics.scatter.add_(scatter.reshape(statistics.scatter.shape))
-                statistics.log_likelihood.add_(sums.log_likelihood)
+            for sums, log_likelihood in self._map_tiles(_tile_sums, rows, parameters):
+                sums.add_to(statistics)
+                statistics.log_likelihood.add_(log_likelihood)
         statistics.n_rows.add_(len(rows))
 
     def log_likelihood(self, rows: Tensor, parameters: TiledParameters) -> Tensor:
@@ -182,12 +193,12 @@ def normalise(joint: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]
     return resp, joint.amax(0).double() - resp.amax(0).double().log()
 
 
-def _tile_sums(rows: Tensor, parameters: TiledParameters) -> TileSums:
+def _tile_sums(rows: Tensor, parameters: TiledParameters) -> tuple[TileSums, Tensor]:
     phi, joint = _joint(rows, parameters)
     resp, log_sum = normalise(joint, out=scratch("resp", tuple(joint.shape), joint))
     log_likelihood = log_sum + _common(phi, parameters)
     second_moment = None if parameters.common is None else phi @ phi.T
-    return TileSums(resp.sum(1), resp @ phi.T, second_moment, log_likelihood.sum())
+    return TileSums(resp.sum(1), resp @ phi.T, second_moment), log_likelihood.sum()
 
 
 def _tile_log_likelihood(rows: Tensor, parameters: TiledParameters) -> Tensor:
