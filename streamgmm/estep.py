@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streamgmm.frame import Frame
-from streamgmm.kernels import Kernel, select_kernel
+from streamgmm.kernels import Kernel, Problem, select_kernel
 from streamgmm.mixture import Mixture
 from streamgmm.statistics import Statistics
 
@@ -25,21 +25,31 @@ class BoundMixture:
     device: torch.device
 
     def empty_statistics(self) -> Statistics:
-        """Statistics of no rows, in the frame's coordinates, on the device."""
+        """Statistics of no rows, for `e_step` to add to, on the device."""
         origin = torch.zeros(self.mixture.n_features, dtype=torch.float64)
         return Statistics.zeros(self.mixture.covariance_type, self.mixture.n_components, origin, self.device)
+
+    def finish(self, statistics: Statistics) -> Statistics:
+        """What `e_step` added up, in the frame's coordinates about its origin."""
+        return self.kernel.finish(statistics, self.parameters)
 
     def log_likelihood(self, rows: Tensor) -> Tensor:
         """log p(x), (n,) fp64, nats."""
         return self.kernel.log_likelihood(rows, self.parameters)
 
 
-def bind(mixture: Mixture, frame: Frame, precision: str, device: torch.device, workers: int) -> BoundMixture:
-    """``mixture`` ready for `e_step` at ``precision`` (medium, high or highest)."""
-    kernel = select_kernel(mixture.covariance_type, precision, device, workers)
+def bind(
+    mixture: Mixture, frame: Frame, precision: str, device: torch.device, workers: int, hard: bool = False
+) -> BoundMixture:
+    """``mixture`` ready for `e_step` at ``precision`` (medium, high or highest); ``hard`` assigns, as k-means does."""
+    problem = Problem(mixture.n_components, mixture.n_features, mixture.covariance_type)
+    kernel = select_kernel(problem, precision, device, workers, hard)
     return BoundMixture(kernel, kernel.parameters(mixture, frame, device), mixture, frame, device)
 
 
-def e_step(rows: Tensor, bound: BoundMixture, statistics: Statistics) -> None:
-    """Add the statistics of ``rows`` (n, D), which begin at a granule, to ``statistics`` in place."""
-    bound.kernel.accumulate(rows, bound.parameters, statistics)
+def e_step(rows: Tensor, bound: BoundMixture, statistics: Statistics, weights: Tensor | None = None) -> None:
+    """Add the statistics of ``rows`` (n, D), which begin at a granule, to ``statistics`` in place.
+
+    With ``weights`` (n,) each row counts as that many.
+    """
+    bound.kernel.accumulate(rows, bound.parameters, statistics, weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import fsum
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,15 +14,18 @@ from torch import Tensor
 from streamgmm.device import compute_workers
 from streamgmm.errors import NumericalError, RequestError
 from streamgmm.frame import Frame
-from streamgmm.io.plan import plan_chunks
+from streamgmm.io.bfloat16 import as_tensor
+from streamgmm.io.plan import Span, plan_chunks
 from streamgmm.io.ring import Ring
-from streamgmm.io.sources.base import Rows, Source
-from streamgmm.kernels import Problem
-from streamgmm.kernels.tiled import TiledKernel, normalise
+from streamgmm.io.sources.base import Source
+from streamgmm.kernels import Kernel, Problem, TopComponents, select_kernel
+from streamgmm.kernels.tiled import TiledKernel, TiledParameters, normalise
 from streamgmm.memory import Wishes, plan_inference
 from streamgmm.mixture import Float64Array, Mixture
 from streamgmm.precision import CHECK_ROWS, choose_precision, first_precision
 from streamgmm.seeding import check_finite, uniform_rows
+
+KernelType = TypeVar("KernelType", bound=Kernel)
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,13 @@ def posteriors(source: Source, mixture: Mixture, top: int, settings: InferenceSe
         A row holds NaN or infinity; file, row and column are named.
     """
 
-    def of_tile(joint: Tensor) -> tuple[Tensor, ...]:
-        resp, log_likelihood = normalise(joint)
-        if top == 1:
-            labels = joint.argmax(dim=0, keepdim=True)
-        else:
-            labels = joint.argsort(dim=0, descending=True, stable=True)[:top]
-        return log_likelihood, labels.T.int(), resp.gather(0, labels).T.float()
-
     if not 1 <= top <= mixture.n_components:
         raise RequestError(f"top must be between 1 and {mixture.n_components} (the components); got {top}")
-    for likelihood, labels, resp in _chunks(source, mixture, settings, 8 * top + 8, of_tile):
+
+    def of_rows(kernel: Kernel, rows: Tensor, parameters: Any) -> TopComponents:
+        return kernel.top(rows, parameters, top)
+
+    for likelihood, labels, resp in _chunks(source, mixture, settings, select_kernel, of_rows, 8 * top + 8, top):
         yield Posterior(likelihood.numpy(), labels.numpy(), resp.numpy())
 
 
@@ -92,13 +92,28 @@ def responsibilities(source: Source, mixture: Mixture, settings: InferenceSettin
         resp, log_likelihood = normalise(joint)
         return log_likelihood, resp.T
 
-    for _, resp in _chunks(source, mixture, settings, 8 * mixture.n_components + 8, of_tile):
+    def of_rows(kernel: TiledKernel, rows: Tensor, parameters: TiledParameters) -> tuple[Tensor, ...]:
+        tiles = kernel.map_joint(of_tile, rows, parameters)
+        return tuple(torch.cat(pieces) for pieces in zip(*tiles, strict=True))
+
+    for _, resp in _chunks(source, mixture, settings, _dense_kernel, of_rows, 8 * mixture.n_components + 8):
         yield resp.numpy()
+
+
+def _dense_kernel(problem: Problem, precision: str, device: torch.device, workers: int) -> TiledKernel:
+    """The one kernel that shows its tiles of N×K."""
+    # On a GPU ``precision`` was checked with another kernel: fp64 is no less precise, whichever that was.
+    narrow = precision != "highest" and device.type == "cpu"
+    return TiledKernel(torch.float32 if narrow else torch.float64, workers)
 
 
 def log_likelihoods(source: Source, mixture: Mixture, settings: InferenceSettings) -> Iterator[Float64Array]:
     """log p(x) of every row, nats, (n,) fp64 a chunk, in order. Raises as `posteriors`."""
-    for (likelihood,) in _chunks(source, mixture, settings, 8, lambda joint: normalise(joint)[1:]):
+
+    def of_rows(kernel: Kernel, rows: Tensor, parameters: Any) -> tuple[Tensor, ...]:
+        return (kernel.log_likelihood(rows, parameters),)
+
+    for (likelihood,) in _chunks(source, mixture, settings, select_kernel, of_rows, 8):
         yield likelihood.numpy()
 
 
@@ -112,10 +127,12 @@ def _chunks(
     source: Source,
     mixture: Mixture,
     settings: InferenceSettings,
+    select: Callable[[Problem, str, torch.device, int], KernelType],
+    of_rows: Callable[[KernelType, Tensor, Any], tuple[Tensor, ...]],
     result_bytes: int,
-    of_tile: Callable[[Tensor], tuple[Tensor, ...]],
+    top: int = 0,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """``of_tile`` of the log joint densities of each tile, joined a chunk at a time, on the host."""
+    """``of_rows`` of each chunk, likelihoods first, on the host, by the kernel that ``select`` gives."""
     n, d = source.shape
     if d != mixture.n_features:
         raise RequestError(f"{source.name} has {d} features and the model {mixture.n_features}; give matching data")
@@ -125,26 +142,25 @@ def _chunks(
     check_finite(source, rows, sample)
     precision = settings.precision
     if precision == "auto":
-        check = torch.from_numpy(rows).to(device)
+        check = as_tensor(rows).to(device)
         precision = choose_precision(mixture, frame, first_precision(precision), check, workers)
-    kernel = TiledKernel(torch.float64 if precision == "highest" else torch.float32, workers)
     problem = Problem(mixture.n_components, d, mixture.covariance_type)
+    kernel = select(problem, precision, device, workers)
     wishes = Wishes(settings.memory_limit, settings.chunk_rows, settings.threads, workers)
-    plan = plan_inference(source, problem, device, wishes, kernel, result_bytes)
+    plan = plan_inference(source, problem, device, wishes, kernel, result_bytes, top)
     parameters = kernel.parameters(mixture, frame, device)
     with Ring(source, plan.chunk_rows, device, plan.threads) as ring:
         for chunk in ring.stream(plan_chunks(n, plan.chunk_rows)):
-            tiles = kernel.map_joint(of_tile, chunk.rows, parameters)
-            results = tuple(torch.cat(pieces).cpu() for pieces in zip(*tiles, strict=True))
+            results = tuple(result.cpu() for result in of_rows(kernel, chunk.rows, parameters))
             if not torch.isfinite(results[0]).all():
-                _explain(source, chunk.rows.cpu().numpy(), chunk.span.start, precision)
+                _explain(source, chunk.span, precision)
             yield results
 
 
-def _explain(source: Source, rows: Rows, start: int, precision: str) -> None:
-    check_finite(source, rows, np.arange(start, start + len(rows)))
+def _explain(source: Source, span: Span, precision: str) -> None:
+    check_finite(source, source.read(span.start, span.stop), np.arange(span.start, span.stop))
     raise NumericalError(
-        f"{source.name}: a likelihood in rows {start} to {start + len(rows)} is not finite in precision "
+        f"{source.name}: a likelihood in rows {span.start} to {span.stop} is not finite in precision "
         f"{precision!r}; use precision='highest'"
     )
 

@@ -9,6 +9,7 @@ from math import prod
 import torch
 
 from streamgmm.errors import RequestError
+from streamgmm.io.bfloat16 import value_dtype
 from streamgmm.io.plan import round_chunk_rows
 from streamgmm.io.ring import DEVICE_BUFFERS, SLOTS
 from streamgmm.io.sources.base import Source
@@ -23,9 +24,6 @@ _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
 
 _RUNTIME_BYTES = {"cpu": 24 << 20, "cuda": 64 << 20}
 """What libraries allocate for themselves while they work: decoders' and allocators' slack, BLAS buffers."""
-
-_RANKING_BYTES = 24
-"""Of a row and component while a tile's components are sorted: order, sorted densities, and the sort's own copy."""
 
 _OPEN_NODES = SEGMENTS.bit_length() + 1
 _UPDATE_COPIES = 4
@@ -75,31 +73,40 @@ def plan_fit(
         Even the smallest chunk does not fit; the message gives the limit that would do.
     """
     n, d = source.shape
-    kernels = [select_kernel(problem.covariance_type, p, device, wishes.workers) for p in PRECISIONS]
+    kernels = [select_kernel(problem, p, device, wishes.workers) for p in PRECISIONS]
     row_bytes = d * source.dtype.itemsize
     sample = sample_size(n, d, problem.n_components)
-    seeding = sample * row_bytes + seeding_bytes(problem, sample, wishes.workers)
+    sampled_bytes = d * value_dtype(source.dtype).itemsize
+    seeding = sample * sampled_bytes + seeding_bytes(problem, sample, wishes.workers)
     resident = statistics_bytes(problem) * (_OPEN_NODES + _UPDATE_COPIES) * n_candidates
 
     def needed(rows: int, threads: int) -> int:
         scratch = max(kernel.scratch_bytes(problem, min(rows, n), wishes.workers) for kernel in kernels)
-        streaming = _streaming(source, device, rows, threads) + scratch + min(n, CHECK_ROWS) * row_bytes
+        streaming = _streaming(source, device, rows, threads) + scratch + min(n, CHECK_ROWS) * sampled_bytes
         return max(streaming, seeding) + resident + _RUNTIME_BYTES[device.type]
 
     return _largest(source, problem, device, wishes, kernels, row_bytes, needed)
 
 
 def plan_inference(
-    source: Source, problem: Problem, device: torch.device, wishes: Wishes, kernel: Kernel, result_bytes: int
+    source: Source,
+    problem: Problem,
+    device: torch.device,
+    wishes: Wishes,
+    kernel: Kernel,
+    result_bytes: int,
+    top: int = 0,
 ) -> MemoryPlan:
-    """The same for streamed inference with ``result_bytes`` of results a row. Raises as `plan_fit`."""
+    """The same for streamed inference with ``result_bytes`` of results a row, which ranks ``top`` components of it.
+
+    Raises as `plan_fit`.
+    """
 
     def needed(rows: int, threads: int) -> int:
-        scratch = kernel.scratch_bytes(problem, min(rows, source.shape[0]), wishes.workers)
+        scratch = kernel.scratch_bytes(problem, min(rows, source.shape[0]), wishes.workers, top)
         # A chunk's results exist as tiles and joined.
         results = 2 * min(rows, source.shape[0]) * result_bytes
-        ranking = wishes.workers * kernel.granule(problem) * problem.n_components * _RANKING_BYTES
-        return _streaming(source, device, rows, threads) + scratch + results + ranking + _RUNTIME_BYTES[device.type]
+        return _streaming(source, device, rows, threads) + scratch + results + _RUNTIME_BYTES[device.type]
 
     row_bytes = source.shape[1] * source.dtype.itemsize + 2 * result_bytes
     return _largest(source, problem, device, wishes, [kernel], row_bytes, needed)

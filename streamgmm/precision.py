@@ -73,7 +73,7 @@ def deviation(mixture: Mixture, frame: Frame, precision: str, rows: Tensor, work
         bound = bind(mixture, frame, candidate, rows.device, workers)
         statistics = bound.empty_statistics()
         e_step(rows, bound, statistics)
-        results.append((bound.log_likelihood(rows), _about_own_means(statistics, mixture, frame)))
+        results.append((bound.log_likelihood(rows), _about_own_means(bound.finish(statistics), mixture, frame)))
     (log_likelihood, fast), (exact_log_likelihood, exact) = results
     difference = log_likelihood - exact_log_likelihood
     return Deviation(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from streamgmm.errors import DataError, RequestError
 from streamgmm.frame import Frame
+from streamgmm.io.bfloat16 import values
 from streamgmm.io.sources.base import Rows, Source
 from streamgmm.kernels import Problem
 from streamgmm.kernels.tiled import TileSums, fill_features, n_row_features
@@ -57,7 +58,7 @@ def uniform_rows(n_samples: int, count: int, rng: np.random.Generator) -> NDArra
 
 
 def draw_sample(source: Source, n_components: int, seed: int) -> tuple[Rows, int]:
-    """The seeding sample (n, D) of the stored type, and the rows storage read for it.
+    """The seeding sample (n, D) as numbers of the stored type (bfloat16 as float32), and the rows storage read for it.
 
     Raises
     ------
@@ -69,11 +70,12 @@ def draw_sample(source: Source, n_components: int, seed: int) -> tuple[Rows, int
     indices = uniform_rows(n, sample_size(n, d, n_components), rng)
     rows, rows_read = source.gather(indices)
     check_finite(source, rows, indices)
-    return rows, rows_read
+    return values(rows), rows_read
 
 
 def check_finite(source: Source, rows: Rows, indices: NDArray[np.int64]) -> None:
     """Raise DataError, naming file, row and column, if ``rows`` (those at ``indices``) hold NaN or infinity."""
+    rows = values(rows)
     if rows.dtype.kind != "f":
         return
     bad = ~np.isfinite(rows)

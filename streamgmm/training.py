@@ -229,7 +229,7 @@ def _close_segment(
     if not _ends_segment(chunk.span, source.shape[0]):
         return state
     partials = (
-        PartialPass(partial.tree.place(chunk.span.segment, partial.segment), mixture.empty_statistics())
+        PartialPass(partial.tree.place(chunk.span.segment, mixture.finish(partial.segment)), mixture.empty_statistics())
         for mixture, partial in zip(bound, state.partials, strict=True)
     )
     return replace(_checked(state, source, chunk.span.segment), partials=tuple(partials), open_checksum=0)

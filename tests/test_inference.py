@@ -105,12 +105,22 @@ def test_ties_go_to_the_lower_index(top):
     np.testing.assert_allclose(resp[keep, :2], 0.5, atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int8", "uint8"])
-def test_every_stored_type_means_its_values(dtype):
-    x = np.random.default_rng(0).integers(0, 100, (700, D)).astype(dtype)
+@pytest.mark.parametrize("precision", ["auto", "highest"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int8", "uint8"])
+def test_every_stored_type_means_its_values(dtype, precision):
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 100, (700, D))).to(getattr(torch, dtype))
     mixture = random_mixture("full", K, D, spread=30.0)
-    expected = logsumexp(log_joint(x.astype(np.float64), mixture), axis=1)
-    np.testing.assert_allclose(joined(ArraySource(x), mixture, 1, EXACT)[0], expected, rtol=1e-9)
+    expected = logsumexp(log_joint(x.double().numpy(), mixture), axis=1)
+    found = joined(ArraySource(x), mixture, 1, InferenceSettings(CPU, precision))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-9 if precision == "highest" else 1e-4)
+
+
+@pytest.mark.parametrize("row", [1, 3000])
+def test_a_bfloat16_that_is_not_finite_is_named(row):
+    x = torch.zeros((N, D), dtype=torch.bfloat16)
+    x[row, 2] = np.nan
+    with pytest.raises(DataError, match=f"row {row} of array: column 2 is nan"):
+        mean_log_likelihood(ArraySource(x), random_mixture("diag", K, D), InferenceSettings(CPU))
 
 
 def test_one_row_one_feature_one_component():

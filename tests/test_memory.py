@@ -14,7 +14,10 @@ from streamgmm.errors import RequestError
 from streamgmm.io.plan import plan_chunks
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS, Problem, select_kernel
-from streamgmm.memory import MemoryPlan, Wishes, plan_fit
+from streamgmm.kernels.tiled import TiledKernel
+from streamgmm.memory import MemoryPlan, Wishes, plan_fit, plan_inference
+from streamgmm.precision import CHECK_ROWS
+from streamgmm.seeding import sample_size
 from streamgmm.statistics import BLOCK_ROWS
 from streamgmm.units import parse_bytes
 from tests.oracles import COVARIANCE_TYPES
@@ -63,7 +66,7 @@ def test_a_plan_fits_its_limit_and_cuts_only_where_sums_allow(n, d, k, kind, dty
     rows = plan.chunk_rows
     assert BLOCK_ROWS % rows == 0 or rows % BLOCK_ROWS == 0
     for precision in PRECISIONS:
-        assert rows % select_kernel(kind, precision, CPU, workers).granule(problem) == 0
+        assert rows % select_kernel(problem, precision, CPU, workers).granule(problem) == 0
     assert plan_chunks(min(n, 3 * BLOCK_ROWS + 1), rows)
     if chunk_rows is not None and chunk_rows >= 4096:
         assert rows <= chunk_rows
@@ -109,3 +112,20 @@ def test_a_stored_chunk_is_not_cut_without_need():
     source, problem = Imagined(10**7, 8), Problem(16, 8, "diag")
     source.read_granule = 1 << 20
     assert planned(source, problem, None, None, 2).chunk_rows == 1 << 20
+
+
+def test_ranking_several_components_needs_more_than_naming_the_best():
+    source, problem, wishes = Imagined(10**6, 8), Problem(500, 8, "diag"), Wishes(None, 65_536, 4, 2)
+    kernel = TiledKernel(torch.float32, 2)
+    none, one, two = (plan_inference(source, problem, CPU, wishes, kernel, 24, top).needed for top in (0, 1, 2))
+    assert none == one < two
+    # Each worker sorts a tile of 64-bit indices and densities.
+    assert two - one >= 2 * kernel.granule(problem) * 500 * 12
+
+
+def test_bfloat16_moves_two_bytes_a_value_and_is_sampled_as_float32():
+    problem = Problem(4, 300, "diag")
+    for chunk_rows, sampled in ((1 << 18, CHECK_ROWS), (1 << 12, sample_size(10**6, 300, 4))):
+        bfloat16, float16 = (planned(Imagined(10**6, 300, t), problem, None, chunk_rows, 2) for t in ("V2", "f2"))
+        assert bfloat16.chunk_rows == float16.chunk_rows == chunk_rows
+        assert bfloat16.needed - float16.needed == 2 * 300 * sampled

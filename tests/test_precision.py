@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from streamgmm.frame import frame_of
+from streamgmm.kernels.tiled import TiledKernel
 from streamgmm.mixture import Mixture
 from streamgmm.precision import CHECK_ROWS, Deviation, check_sample, choose_precision, deviation, next_precision
 from tests.oracles import COVARIANCE_TYPES, clustered, random_mixture
@@ -30,6 +33,26 @@ def test_float32_is_kept_where_it_agrees(kind):
     assert measured.acceptable
     assert measured.mean_absolute < 1e-4
     assert measured.statistic < 1e-5
+
+
+class DoublingKernel(TiledKernel):
+    """Adds up twice everything, which only ``finish`` puts right."""
+
+    def accumulate(self, rows, parameters, statistics, weights=None):
+        for _ in range(2):
+            super().accumulate(rows, parameters, statistics, weights)
+
+    def finish(self, statistics, parameters):
+        names = ("counts", "sums", "scatter")
+        return replace(statistics, **{name: getattr(statistics, name) / 2 for name in names})
+
+
+def test_statistics_are_compared_in_the_frame_s_coordinates(monkeypatch):
+    kernels = {"medium": DoublingKernel(torch.float64), "highest": TiledKernel(torch.float64)}
+    monkeypatch.setattr("streamgmm.estep.select_kernel", lambda problem, precision, *_: kernels[precision])
+    x = clustered(500, 3, 4)
+    measured = deviation(random_mixture("diag", 3, 4), frame_of(x, "diag"), "medium", torch.from_numpy(x), 1)
+    assert measured.statistic < 1e-12
 
 
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)

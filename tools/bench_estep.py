@@ -1,108 +1,88 @@
-"""Time the Triton E-step: conversion, log-sum-exp, accumulation, and a whole call. One JSON object a line.
+"""The E-step beside its peers on one GPU: the same rows, the same run, correctness first.
 
-    python tools/bench_estep.py [--rows-factor 1.0] [--repeats 12]
+    python tools/bench_estep.py [--flash-gmm PATH] [--flash-kmeans PATH] [--only REGEX] [--output FILE] [--quick]
+    python tools/bench_estep.py --accuracy [--only REGEX] [--output FILE]
+    python tools/bench_estep.py --device cpu --rows 2000        # a smoke run of everything that needs no GPU
 
-Every shape is first checked against fp64 on some of its rows; a wrong kernel is not timed. Times are medians of
-repeats between CUDA events after a warm-up, in milliseconds. Rows are stored as float32.
+A time is the median of repeats between CUDA events: one pass over rows that lie on the device, statistics included.
+Every kernel is first held against fp64 on some of its rows. One of ours that is wrong is not timed; a peer is, and its
+error stands beside its time. Rows are
+
+realistic
+    a rotated Gaussian with a power-law spectrum and a log-normal contrast, as overlapping as image patches and SIFT;
+noise
+    N(0, I), where no responsibility is negligible;
+separated
+    clusters of unit noise whose means are 2·N(0, 1), with their own parameters.
+
+The first two meet parameters fitted by three EM iterations from random rows. ``live`` is the share of pairs that the
+second launch visits: of rows and component tiles, or of rows and components for ``full``. ``comp`` and ``tiles`` say
+what a perfect one would keep: components and 64-component tiles with more than 2⁻²⁴/K of a row. ``floor`` is the
+largest of three times at rates measured in the same run: matrix products, exponentials, reading the rows. JSON lines
+hold more: stages, errors, what went wrong.
+
+``--accuracy`` measures errors instead of times: N = 200,000, K = 256, D = 64, five data sets, scaled four ways.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
-from statistics import median
+import re
+import sys
+from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from estep_bench.accuracy import accuracy
+from estep_bench.peers import peer_module
+from estep_bench.session import Session
+from estep_bench.tables import accuracy_table, bench_table
+from estep_bench.timing import bench
 
-from streamgmm.frame import frame_of
-from streamgmm.kernels import Problem
-from streamgmm.kernels import triton_estep as estep
-from streamgmm.kernels.tiled import TiledKernel
-from streamgmm.mixture import Mixture
-from streamgmm.statistics import Statistics
-
-SHAPES = ((1_000_000, 1024, 128), (500_000, 1024, 768), (1_000_000, 16_384, 128))
-CHECKED_ROWS = 20_000
-
-
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """Median device time of one call."""
-    work()
-    work()
-    times = []
-    for _ in range(repeats):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return median(times)
+EXAMPLES = """\
+--only finds a regular expression in the words of a case, 'N K D type data stored precision implementation':
+    "1024 128 spherical"                    one shape and type: ours and its peers
+    " 768 .*streamgmm"                      ours on wide rows
+    "realistic .*(medium|float16)"          realistic rows: ours at medium, k-means in float16
+    "(tied|full) .*float32 medium"          two types from float32 rows
+    " high "                                the wider precision
+    "flash-(gmm|kmeans)"                    the peers alone
+and with --accuracy in 'type data scaling':
+    "diag noise 0.05"                       one data set, scaled every way
+    "spread over 1e4"                       one scaling
+"""
 
 
-def bench(covariance_type: str, precision: str, rows: Tensor, means: Tensor, repeats: int) -> dict[str, object]:
-    """Check, then time one kernel."""
-    (n, d), k = rows.shape, len(means)
-    rng = np.random.default_rng(1)
-    covariances = rng.uniform(0.8, 1.25, (k,) if covariance_type == "spherical" else (k, d))
-    mixture = Mixture(np.full(k, 1 / k), means.double().cpu().numpy(), covariances, covariance_type)
-    frame = frame_of(rows[:10_000].cpu().numpy(), covariance_type)
-    kernel = estep.TritonKernel(precision)
-    parameters = kernel.parameters(mixture, frame, rows.device)
-    oracle = TiledKernel(torch.float64)
-    some = rows[:CHECKED_ROWS]
-    exact = oracle.log_likelihood(some, oracle.parameters(mixture, frame, rows.device))
-    error = float((kernel.log_likelihood(some, parameters) - exact).abs().mean())
-    assert error < (5e-2 if precision == "medium" else 2e-3), f"wrong by {error} nats: not timed"
-    statistics = Statistics.zeros(covariance_type, k, torch.zeros(d), rows.device)
-    kernel.accumulate(rows, parameters, statistics)
-    assert abs(float(statistics.counts.sum()) - n) < 0.5
-
-    # The stages are timed on the rows that one call converts at once, and scaled to N.
-    problem = Problem(k, d, covariance_type)
-    span, width = estep._bounds(problem, kernel._working_type)
-    granule = kernel.granule(problem)
-    piece = rows[: min(span, n)]
-    share = n / len(piece)
-    working, _ = estep._convert(piece, parameters, kernel._working_type, granule)
-    estep._log_sum_exp(working, parameters)
-    partials = estep._empty_partials(problem, -(-len(piece) // granule), width, rows.device)
-    ranges = -(-k // width)
-    return {
-        "n": n, "k": k, "d": d, "covariance_type": covariance_type, "precision": precision, "error_nats": error,
-        "convert_ms": share
-        * milliseconds(lambda: estep._convert(piece, parameters, kernel._working_type, granule), repeats),
-        "log_sum_exp_ms": share * milliseconds(lambda: estep._log_sum_exp(working, parameters), repeats),
-        "accumulate_ms": share
-        * ranges
-        * milliseconds(lambda: estep._accumulate(working, parameters, 0, partials), repeats),
-        "join_ms": share * ranges * milliseconds(lambda: estep._add(statistics.sums[:width], partials.sums), repeats),
-        "total_ms": milliseconds(lambda: kernel.accumulate(rows, parameters, statistics), repeats),
-        "span_rows": span, "granule": granule,
-    }  # fmt: skip
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--accuracy", action="store_true", help="measure errors, not times")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rows", type=int, default=10**9, help="at most so many rows a shape, and fewer components")
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--quick", action="store_true", help="one stored type: float32 for ours, float16 for k-means")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases that this finds; examples below")
+    parser.add_argument("--output", type=Path, help="a file for the JSON lines; otherwise stdout")
+    parser.add_argument("--flash-kmeans", type=Path, help="its folder; otherwise the installed package")
+    parser.add_argument("--flash-gmm", type=Path, help="a checkout of Flash-GMM")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows-factor", type=float, default=1.0, help="a fraction of each shape's rows")
-    parser.add_argument("--repeats", type=int, default=12)
-    arguments = parser.parse_args()
-    device = torch.device("cuda")
-    for n, k, d in SHAPES:
-        torch.manual_seed(0)
-        means = 2 * torch.randn((k, d), device=device)
-        n = int(n * arguments.rows_factor)
-        rows = means[torch.randint(0, k, (n,), device=device)].add_(torch.randn((n, d), device=device))
-        for covariance_type in ("spherical", "diag"):
-            for precision in ("medium", "high"):
-                result = bench(covariance_type, precision, rows, means, arguments.repeats)
-                print(
-                    json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in result.items()}),
-                    flush=True,
-                )
+    arguments = parse_arguments()
+    device = torch.device(arguments.device)
+    peers = device.type == "cuda" and not arguments.accuracy
+    session = Session(
+        device=device,
+        rows=arguments.rows,
+        repeats=arguments.repeats,
+        quick=arguments.quick,
+        only=re.compile(arguments.only),
+        output=arguments.output.open("w") if arguments.output else sys.stdout,
+        flash_kmeans=peer_module("flash_kmeans", arguments.flash_kmeans) if peers else None,
+        flash_gmm=peer_module("flash_gmm", arguments.flash_gmm) if peers and arguments.flash_gmm else None,
+    )
+    print(accuracy_table(accuracy(session)) if arguments.accuracy else bench_table(bench(session)))
 
 
 if __name__ == "__main__":

@@ -21,12 +21,27 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from streamgmm.kernels import Problem
-from streamgmm.kernels import triton_kernels as device_code
-from streamgmm.kernels.triton_configs import granule_of, launches_of, stride_of
+from streamgmm.kernels.fused import joint, rows, split, split_sums, sums
+from streamgmm.kernels.fused.configs import COMPONENT_TILE, granule_of, launches_of, stride_of
+from streamgmm.kernels.fused.split_parameters import slice_of
 
 CAPABILITIES = {"hopper": 90, "any": 86}
 FEATURES = (13, 64, 128, 256, 768)
-STORED = {"fp64": "fp64", "fp32": "fp32", "fp16": "fp16", "i8": "int8", "u8": "uint8"}
+STORED = {"fp64": "fp64", "fp32": "fp32", "fp16": "fp16", "bf16": "bfloat16", "i8": "int8", "u8": "uint8"}
+_FP32 = (
+    "norms", "exponents", "constants", "lse", "maxima", "before", "best", "weights", "units", "scaled", "partials",
+    "counts", "sums", "scatter", "moments", "energies", "factors", "weight_units", "forms",
+)  # fmt: skip
+_FP16 = ("x", "linear", "resp", "factor", "factor_low", "centres")
+_FP64 = ("total", "out", "total_counts", "total_sums", "total_scatter")
+_INT32 = ("flags", "labels", "lists", "n_live", "order", "label", "label_before")
+_NUMBERS = ("threshold", "row_unit", "square_unit", "product_unit", "limit")
+_TILED = {
+    "log_sum_exp": "log_sum_exp", "best_component": "log_sum_exp", "respond": "respond", "accumulate": "accumulate",
+    "split_log_sum_exp": "log_sum_exp", "split_best_component": "log_sum_exp", "split_forms": "respond",
+    "split_accumulate": "accumulate",
+}  # fmt: skip
+_PLAIN = ("flag_far_rows", "list_live_rows", "scale_weights", "sum_rows", "add_partials", "add_in_order")
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -56,21 +71,36 @@ class Compiled:
 def variants(architecture: str, features: tuple[int, ...]) -> list[Variant]:
     """Every kernel × type × precision × shape class; conversion from every stored type at one shape."""
     found = [
-        Variant(kernel, covariance_type, precision, d, architecture)
+        Variant(kernel, covariance_type, "medium", d, architecture)
         for d in features
-        for precision in ("medium", "high")
-        for covariance_type in ("spherical", "diag")
-        for kernel in ("log_sum_exp", "accumulate")
+        for covariance_type in ("spherical", "diag", "tied")
+        for kernel in ("log_sum_exp", "best_component", "respond", "accumulate")
+        if kernel != "respond" or _stores(covariance_type, "medium", d, architecture)
     ]
     found += [
-        Variant("convert_rows", "spherical", precision, 128, architecture, stored)
-        for precision in ("medium", "high")
+        Variant(kernel, covariance_type, "high", d, architecture)
+        for d in features
+        for covariance_type in ("spherical", "diag")
+        for kernel in ("split_log_sum_exp", "split_best_component", "split_forms", "split_accumulate")
+        if kernel != "split_forms" or _stores(covariance_type, "high", d, architecture)
+    ]
+    found += [
+        Variant(kernel, "tied", "medium", d, architecture)
+        for d in features
+        for kernel in ("whiten_rows", "second_moment")
+    ]
+    found += [
+        Variant(kernel, "spherical", precision, 128, architecture, stored)
+        for kernel, precision in (("convert_rows", "medium"), ("split_rows", "high"))
         for stored in STORED
     ]
-    return [
-        *found,
-        *(Variant(name, "", "", 128, architecture) for name in ("flag_far_rows", "sum_log_likelihood", "add_partials")),
-    ]
+    return [*found, *(Variant(name, "", "", 128, architecture) for name in _PLAIN)]
+
+
+def _stores(covariance_type: str, precision: str, d: int, architecture: str) -> bool:
+    """Whether responsibilities, or what they follow from, are computed once and stored."""
+    launches, stride = launches_of(Problem(1024, d, covariance_type), precision, architecture), stride_of(d)
+    return (launches.slice if precision == "high" else launches.step) < stride
 
 
 def compiled(variant: Variant) -> Compiled:
@@ -98,29 +128,45 @@ def _dump(option: str, path: str) -> str:
 
 
 def _source(variant: Variant) -> tuple[ASTSource, dict[str, int]]:
-    function = getattr(device_code, variant.kernel)
+    module = next(module for module in (rows, joint, sums, split, split_sums) if hasattr(module, variant.kernel))
+    function = getattr(module, variant.kernel)
     problem = Problem(1024, variant.n_features, variant.covariance_type)
-    stride, granule = stride_of(problem.n_features), granule_of(problem)
-    diag = variant.covariance_type == "diag"
-    working = "*fp16" if variant.precision == "medium" else "*fp32"
-    types = dict.fromkeys(("norms", "exponents", "constants", "lse", "counts", "sums", "scatter"), "*fp32")
-    types |= {"x": working, "linear": working, "quadratic": working if diag else "*fp32", "flags": "*i32"}
-    types |= {"total": "*fp64", "partials": "*fp32", "out": "*fp64", "rows": f"*{variant.stored}"}
-    types |= dict.fromkeys(("shift", "scale"), "*fp64" if variant.stored == "fp64" else "*fp32")
-    product = "ieee" if variant.precision == "medium" else "tf32x3"
-    constants: dict[str, object] = {"GRANULE": granule, "STRIDE": stride, "DIAG": diag, "PRECISION": product}
+    stride = stride_of(problem.n_features)
+    diag, high = variant.covariance_type == "diag", variant.precision == "high"
+    stored = variant.stored or "fp32"
+    types = dict.fromkeys(_FP32, "*fp32") | dict.fromkeys(_FP16, "*fp16") | dict.fromkeys(_INT32, "*i32")
+    types |= dict.fromkeys(_FP64, "*fp64") | dict.fromkeys(_NUMBERS, "fp32")
+    types |= {"rows": f"*{stored}", "quadratic": "*fp16" if diag or high else "*fp32"}
+    types |= dict.fromkeys(("shift", "scale"), "*fp64" if stored == "fp64" or high else "*fp32")
+    constants: dict[str, object] = {"GRANULE": granule_of(problem), "STRIDE": stride, "SLICE": slice_of(stride)}
+    constants |= {"DIAG": diag, "NORM": variant.covariance_type == "spherical", "SCALED": False, "HARD": False}
+    constants |= {"WEIGHTED": False, "TILE": COMPONENT_TILE, "MAXIMA": True, "FIRST": False, "COMMON": False}
+    constants |= {"LIMIT": 255.0, "D": problem.n_features, "FAR": 2**17, "DENSE_ABOVE": 0.6, "GIVEN": False}
     options: dict[str, int] = {}
-    if variant.kernel in ("log_sum_exp", "accumulate"):
+    if variant.kernel in _TILED:
         launches = launches_of(problem, variant.precision, variant.architecture)
-        tile = getattr(launches, variant.kernel)
-        constants |= {"STEP": launches.step, "SLICE": launches.slice}
+        tile = getattr(launches, _TILED[variant.kernel])
+        constants |= {"STEP": launches.step, "OWN": launches.slice}
+        constants |= {
+            "GIVEN": _stores(problem.covariance_type, variant.precision, problem.n_features, variant.architecture)
+        }
         constants |= {"BLOCK_ROWS": tile.rows, "BLOCK_COMPONENTS": tile.components}
+        if not high:
+            constants["SLICE"] = launches.slice
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
     elif variant.kernel == "convert_rows":
-        limit = 255.0 if variant.precision == "medium" else 0.0
-        constants |= {"D": problem.n_features, "LIMIT": limit, "BLOCK_ROWS": 32, "BLOCK_FEATURES": min(stride, 128)}
+        constants |= {"BLOCK_ROWS": 32, "BLOCK_FEATURES": min(stride, 128)}
+    elif variant.kernel == "split_rows":
+        constants |= {"BLOCK_ROWS": 16, "BLOCK_FEATURES": slice_of(stride)}
+    elif variant.kernel == "whiten_rows":
+        constants |= {"BLOCK_ROWS": 64, "BLOCK_OUT": min(stride, 128), "STEP": min(stride, 32)}
+        options = {"num_warps": 4, "num_stages": 2}
+    elif variant.kernel == "second_moment":
+        block = min(stride, 128)
+        constants |= {"BLOCK_ROWS": 64, "BLOCK_FEATURES": block}
+        options = {"num_warps": 8 if block == 128 else 4, "num_stages": 3}
     else:
-        constants |= {"BLOCK_ROWS": 1024, "BLOCK": 256, "FAR": 2**17}
+        constants |= {"BLOCK_ROWS": 1024, "BLOCK": 128}
     names = function.arg_names
     own = {name: value for name, value in constants.items() if name in names}
     signature = {name: "constexpr" if name in own else types.get(name, "i32") for name in names}

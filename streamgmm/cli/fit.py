@@ -12,6 +12,7 @@ from streamgmm.cli.options import computing as add_computing
 from streamgmm.errors import RequestError
 from streamgmm.fitting import FitResult
 from streamgmm.fitting import fit as fit_source
+from streamgmm.io.bfloat16 import values
 from streamgmm.io.sources import open_source
 from streamgmm.mixture import COVARIANCE_TYPES
 from streamgmm.progress import TerminalProgress
@@ -100,7 +101,7 @@ def _start(init: str, shape: tuple[int, int]) -> tuple[str, Start]:
     means = open_source(init)
     if means.shape != shape:
         raise RequestError(f"{init}: --init needs means of shape (components, features) {shape}; got {means.shape}")
-    rows = means.read(0, shape[0])
+    rows = values(means.read(0, shape[0]))
     check_finite(means, rows, np.arange(shape[0]))
     return "kmeans", Start(means=rows.astype(np.float64))
 

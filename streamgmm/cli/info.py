@@ -9,6 +9,7 @@ import torch
 
 from streamgmm.checkpoint import Checkpoints
 from streamgmm.cli.options import as_json, print_result
+from streamgmm.io.bfloat16 import type_name
 from streamgmm.io.sources import open_source
 from streamgmm.mixture import load_model
 from streamgmm.run import read_settings
@@ -76,7 +77,7 @@ def _data(path: Path) -> Facts:
         "kind": "data",
         "n_samples": n,
         "n_features": d,
-        "dtype": source.dtype.name,
+        "dtype": type_name(source.dtype),
         "bytes": size,
         "size": format_bytes(size),
         "files": len(source.files()),

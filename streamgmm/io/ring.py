@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamgmm.io.bfloat16 import as_rows, as_tensor
 from streamgmm.io.integrity import unit_checksums
 from streamgmm.io.plan import Span
 from streamgmm.io.sources.base import Rows, Source
@@ -169,11 +170,11 @@ class Ring:
             # The device reads its own memory only, so rows that lie in memory serve a CPU alone.
             there = self._source.view(span.start, span.stop) if self._device.type == "cpu" else None
             if there is None:
-                pieces = self._submit(span, rows.numpy())
+                pieces = self._submit(span, as_rows(rows))
             else:
-                rows = torch.from_numpy(there)
+                rows = as_tensor(there)
             # Queued behind the pieces that it waits for, so it never holds the thread they need.
-            units = self._readers.submit(_units_of, pieces, rows.numpy()) if checked else None
+            units = self._readers.submit(_units_of, pieces, as_rows(rows)) if checked else None
             reading.append(_Reading(span, slot, rows, pieces, units))
 
     def _submit(self, span: Span, out: Rows) -> list[Future[None]]:
@@ -263,7 +264,7 @@ def _abandon(reading: deque[_Reading]) -> None:
 def _slot(source: Source, rows: int, *, pinned: bool) -> Tensor:
     """Room for ``rows``; a power of two of bytes when pinned, because the allocator would round it up anyway."""
     n, d = rows, source.shape[1]
-    dtype = torch.from_numpy(np.empty(0, source.dtype)).dtype
+    dtype = as_tensor(np.empty(0, source.dtype)).dtype
     if not pinned:
         return torch.empty((n, d), dtype=dtype)
     needed = n * d * dtype.itemsize

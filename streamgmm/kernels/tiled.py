@@ -8,8 +8,9 @@ order, so the number of workers never changes a bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from streamgmm.frame import Frame
-from streamgmm.kernels import Problem
+from streamgmm.kernels import Problem, TopComponents
 from streamgmm.kernels.natural import natural_parameters
 from streamgmm.mixture import Float64Array, Mixture
 from streamgmm.parallel import map_in_order, one_thread, scratch
@@ -26,6 +27,10 @@ from streamgmm.statistics import Statistics, scatter_shape
 _TILE_BYTES = 4 << 20
 _TILE_ROWS = (256, 4096)
 
+_RANKING_BYTES = 24
+"""Of a row and component while a tile's components are sorted: order, sorted densities, and the sort's own copy."""
+
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 
@@ -76,17 +81,20 @@ class TiledKernel:
 
     dtype: torch.dtype
     workers: int = 1
+    hard: bool = False
 
     def granule(self, problem: Problem) -> int:
         width = n_row_features(problem) + 2 * problem.n_components
         rows = _TILE_BYTES // (4 * width)
         return min(max(1 << max(rows, 1).bit_length() - 1, _TILE_ROWS[0]), _TILE_ROWS[1])
 
-    def scratch_bytes(self, problem: Problem, rows: int, workers: int) -> int:
+    def scratch_bytes(self, problem: Problem, rows: int, workers: int, top: int = 0) -> int:
         # Each worker: centred rows, features, joint densities and responsibilities; and the sums that wait in order.
         k, d, f = problem.n_components, problem.n_features, n_row_features(problem)
-        tile = min(rows, self.granule(problem)) * (2 * d + f + 2 * k + 8)
-        return self.dtype.itemsize * (workers * tile + (workers + 2) * (k * (f + 1) + d * d))
+        tile_rows = min(rows, self.granule(problem))
+        tile = tile_rows * (2 * d + f + 2 * k + 8)
+        ranking = workers * tile_rows * k * _RANKING_BYTES if top > 1 else 0
+        return self.dtype.itemsize * (workers * tile + (workers + 2) * (k * (f + 1) + d * d)) + ranking
 
     def parameters(self, mixture: Mixture, frame: Frame, device: torch.device) -> TiledParameters:
         numpy_dtype = np.float32 if self.dtype == torch.float32 else np.float64
@@ -109,33 +117,80 @@ class TiledKernel:
             None if natural.common is None else on_device(natural.common),
         )
 
-    def accumulate(self, rows: Tensor, parameters: TiledParameters, statistics: Statistics) -> None:
+    def accumulate(
+        self, rows: Tensor, parameters: TiledParameters, statistics: Statistics, weights: Tensor | None = None
+    ) -> None:
+        granule = self._granule(rows, parameters)
+        own_weights = repeat(None) if weights is None else weights.split(granule)
+        tiles = zip(rows.split(granule), own_weights, strict=False)
         with one_thread():
-            for sums, log_likelihood in self._map_tiles(_tile_sums, rows, parameters):
+            for sums, log_likelihood, n_rows in self._map(lambda tile: self._sums(*tile, parameters), tiles, rows):
                 sums.add_to(statistics)
                 statistics.log_likelihood.add_(log_likelihood)
-        statistics.n_rows.add_(len(rows))
+                statistics.n_rows.add_(n_rows)
+
+    def finish(self, statistics: Statistics, parameters: TiledParameters) -> Statistics:
+        return statistics
 
     def log_likelihood(self, rows: Tensor, parameters: TiledParameters) -> Tensor:
-        return torch.cat(list(self._map_tiles(_tile_log_likelihood, rows, parameters)))
+        tiles = rows.split(self._granule(rows, parameters))
+        return torch.cat(list(self._map(lambda tile: self._log_likelihood(tile, parameters), tiles, rows)))
+
+    def top(self, rows: Tensor, parameters: TiledParameters, m: int) -> TopComponents:
+        tiles = rows.split(self._granule(rows, parameters))
+        ranked = self._map(lambda tile: self._top(tile, parameters, m), tiles, rows)
+        return TopComponents(*(torch.cat(pieces) for pieces in zip(*ranked, strict=True)))
 
     def map_joint(self, function: Callable[[Tensor], T], rows: Tensor, parameters: TiledParameters) -> Iterator[T]:
         """``function`` of log w_k p_k(x), (K, rows of a tile), for each tile in row order; nats in the data's units.
 
         The tile's memory is used again: ``function`` must not return a view of it.
         """
-        return self._map_tiles(lambda tile, p: function(_tile_log_joint(tile, p)), rows, parameters)
+        tiles = rows.split(self._granule(rows, parameters))
+        return self._map(lambda tile: function(_log_joint(tile, parameters)), tiles, rows)
 
-    def _map_tiles(
-        self, function: Callable[[Tensor, TiledParameters], T], rows: Tensor, parameters: TiledParameters
-    ) -> Iterator[T]:
+    def _granule(self, rows: Tensor, parameters: TiledParameters) -> int:
         k, f = parameters.coefficients.shape
         problem = Problem(k, rows.shape[1], parameters.covariance_type)
         assert f == n_row_features(problem)
-        tiles = rows.split(self.granule(problem))
-        if rows.device.type == "cpu":
-            return map_in_order(lambda tile: function(tile, parameters), tiles, self.workers)
-        return (function(tile, parameters) for tile in tiles)
+        return self.granule(problem)
+
+    def _map(self, function: Callable[[Item], T], tiles: Iterable[Item], rows: Tensor) -> Iterator[T]:
+        """``function`` of each tile of ``rows``, in order."""
+        return map_in_order(function, tiles, self.workers) if rows.device.type == "cpu" else map(function, tiles)
+
+    def _responsibilities(self, joint: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return assign(joint, out) if self.hard else normalise(joint, out)
+
+    def _sums(
+        self, rows: Tensor, weights: Tensor | None, parameters: TiledParameters
+    ) -> tuple[TileSums, Tensor, Tensor | int]:
+        """A tile's sums, log-likelihood and number of rows."""
+        phi, joint = _joint(rows, parameters)
+        resp, log_likelihood = self._responsibilities(joint, scratch("resp", tuple(joint.shape), joint))
+        log_likelihood = log_likelihood + _common(phi, parameters)
+        n_rows: Tensor | int = len(rows)
+        second_moment, counted = None, phi
+        if weights is not None:
+            narrow = weights.to(phi.dtype)
+            resp.mul_(narrow)
+            log_likelihood, n_rows = log_likelihood * weights, weights.double().sum()
+            counted = phi if parameters.common is None else phi * narrow
+        if parameters.common is not None:
+            second_moment = counted @ phi.T
+        return TileSums(resp.sum(1), resp @ phi.T, second_moment), log_likelihood.sum(), n_rows
+
+    def _log_likelihood(self, rows: Tensor, parameters: TiledParameters) -> Tensor:
+        phi, joint = _joint(rows, parameters)
+        return self._responsibilities(joint)[1] + _common(phi, parameters)
+
+    def _top(self, rows: Tensor, parameters: TiledParameters, m: int) -> TopComponents:
+        phi, joint = _joint(rows, parameters)
+        resp, log_likelihood = self._responsibilities(joint)
+        ranked = joint.argmax(dim=0, keepdim=True) if m == 1 else joint.argsort(dim=0, descending=True, stable=True)
+        labels = ranked[:m]
+        resp = resp.gather(0, labels)
+        return TopComponents(log_likelihood + _common(phi, parameters), labels.T.int(), resp.T.float())
 
 
 def n_row_features(problem: Problem) -> int:
@@ -193,19 +248,13 @@ def normalise(joint: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]
     return resp, joint.amax(0).double() - resp.amax(0).double().log()
 
 
-def _tile_sums(rows: Tensor, parameters: TiledParameters) -> tuple[TileSums, Tensor]:
-    phi, joint = _joint(rows, parameters)
-    resp, log_sum = normalise(joint, out=scratch("resp", tuple(joint.shape), joint))
-    log_likelihood = log_sum + _common(phi, parameters)
-    second_moment = None if parameters.common is None else phi @ phi.T
-    return TileSums(resp.sum(1), resp @ phi.T, second_moment), log_likelihood.sum()
+def assign(joint: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`normalise` for a hard kernel: one-hot responsibilities (K, n), and the greatest density (n,) in fp64."""
+    greatest, labels = joint.max(dim=0)
+    resp = torch.empty_like(joint) if out is None else out
+    return resp.zero_().scatter_(0, labels[None], 1.0), greatest.double()
 
 
-def _tile_log_likelihood(rows: Tensor, parameters: TiledParameters) -> Tensor:
-    phi, joint = _joint(rows, parameters)
-    return normalise(joint)[1] + _common(phi, parameters)
-
-
-def _tile_log_joint(rows: Tensor, parameters: TiledParameters) -> Tensor:
+def _log_joint(rows: Tensor, parameters: TiledParameters) -> Tensor:
     phi, joint = _joint(rows, parameters)
     return joint.add_(_common(phi, parameters))

@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgmm.errors import DataError
+from streamgmm.io.bfloat16 import as_rows
+from streamgmm.io.integrity import unit_checksums
 from streamgmm.io.plan import plan_chunks
 from streamgmm.io.ring import SLOTS, Ring
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.io.sources.base import Source
+from streamgmm.io.sources.npy import NpySource
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -102,11 +105,22 @@ def test_pieces_meet_storage_granules(n, granule, threads):
             assert all(start % granule == 0 for start in begins)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int8", "uint8"])
+STORED_TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8]
+
+
+@pytest.mark.parametrize("dtype", STORED_TYPES, ids=str)
+@pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("device", DEVICES)
-def test_stored_types_cross_unchanged(dtype, device):
-    x = (np.random.default_rng(0).normal(size=(1000, 5)) * 20 + 50).astype(dtype)
-    with Ring(ArraySource(x), 512, torch.device(device), 1) as ring:
-        rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(plan_chunks(1000, 512))]).cpu()
-    assert rows.dtype == torch.from_numpy(x).dtype
-    assert np.array_equal(rows.numpy(), x)
+def test_stored_types_cross_unchanged(dtype, in_memory, device, tmp_path):
+    x = (torch.randn((1000, 5), generator=torch.Generator().manual_seed(0)) * 20 + 50).to(dtype)
+    source = ArraySource(x)
+    if not in_memory:
+        np.save(tmp_path / "x.npy", as_rows(x))
+        source = NpySource(tmp_path / "x.npy")
+    with Ring(source, 512, torch.device(device), 1) as ring:
+        chunks = [(chunk.rows.clone(), chunk.units) for chunk in ring.stream(plan_chunks(1000, 512), 1000)]
+    rows = torch.cat([rows for rows, _ in chunks]).cpu()
+    assert rows.dtype == dtype
+    assert torch.equal(rows, x)
+    assert b"".join(units for _, units in chunks) == unit_checksums(as_rows(x))
+    assert ring.traffic.bytes_read == x.nbytes

@@ -15,7 +15,7 @@ from streamgmm.kernels.tiled import TiledKernel
 from streamgmm.mixture import Mixture
 from streamgmm.statistics import Statistics
 
-TYPES = ("spherical", "diag")
+TYPES = ("spherical", "diag", "tied")
 MODES = ("medium", "high")
 
 each_kernel = pytest.mark.parametrize(
@@ -70,27 +70,39 @@ def draw(
     generator = torch.Generator(device=device).manual_seed(seed)
     rng = np.random.default_rng(seed)
     means = (offset + spread * rng.standard_normal((k, d))) * scale
-    shape = (k,) if covariance_type == "spherical" else (k, d)
-    covariances = (noise * scale) ** 2 * rng.uniform(0.7, 1.4, shape)
+    covariances = (noise * scale) ** 2 * _unit_covariances(covariance_type, k, d, rng)
     weights = rng.uniform(0.5, 1.5, k)
     mixture = Mixture(weights / weights.sum(), means, covariances, covariance_type)
     labels = torch.randint(0, k, (n,), generator=generator, device=device)
-    deviation = torch.tensor(np.sqrt(covariances), device=device).reshape(k, -1)
     rows = torch.randn((n, d), generator=generator, dtype=torch.float32, device=device).double()
-    rows = rows.mul_(deviation[labels]).add_(torch.tensor(means, device=device)[labels]).to(dtype)
+    if covariance_type == "tied":
+        rows = rows @ torch.tensor(np.linalg.cholesky(covariances).T, device=device)
+    else:
+        rows = rows.mul_(torch.tensor(np.sqrt(covariances), device=device).reshape(k, -1)[labels])
+    rows = rows.add_(torch.tensor(means, device=device)[labels]).to(dtype)
     sample = np.concatenate([rows[:4096].double().cpu().numpy(), means])
     return Case(rows, mixture, frame_of(sample, covariance_type))
 
 
-def sums_of(kernel: Kernel, case: Case, pieces: list[int] | None = None) -> Statistics:
+def _unit_covariances(covariance_type: str, k: int, d: int, rng: np.random.Generator) -> np.ndarray:
+    """Covariances near one; correlated ones for ``tied``."""
+    if covariance_type == "tied":
+        factor = rng.standard_normal((d, d)) / np.sqrt(d)
+        return np.asarray(0.5 * np.eye(d) + 0.5 * factor @ factor.T)
+    return rng.uniform(0.7, 1.4, (k,) if covariance_type == "spherical" else (k, d))
+
+
+def sums_of(kernel: Kernel, case: Case, pieces: list[int] | None = None, weights: Tensor | None = None) -> Statistics:
     """Statistics in the frame's coordinates, the rows given in ``pieces``."""
     m, device = case.mixture, case.rows.device
     shift = torch.zeros(m.n_features, dtype=torch.float64, device=device)
     statistics = Statistics.zeros(m.covariance_type, m.n_components, shift, device)
     parameters = kernel.parameters(m, case.frame, device)
-    for piece in case.rows.split(pieces or [len(case.rows)]):
-        kernel.accumulate(piece, parameters, statistics)
-    return statistics
+    sizes = pieces or [len(case.rows)]
+    own = [None] * len(sizes) if weights is None else list(weights.split(sizes))
+    for piece, some in zip(case.rows.split(sizes), own, strict=True):
+        kernel.accumulate(piece, parameters, statistics, some)
+    return kernel.finish(statistics, parameters)
 
 
 def log_likelihood_of(kernel: Kernel, case: Case) -> Tensor:
@@ -109,15 +121,28 @@ def errors_of(kernel: Kernel, case: Case) -> Errors:
 
     # Σ r x' about the origin hides what the M-step sees: compare about the exact means, one shift a component.
     means = exact.sums / exact.counts.clamp_min(1e-9)[:, None]
-    got, exact = got.recentre(means), exact.recentre(means)
-    deviation = float((exact.scatter.clamp_min(0).reshape(len(means), -1).sum(1) * exact.counts).sum().sqrt())
+    if case.mixture.covariance_type == "tied":
+        got_scatter, exact_scatter = _within(got, means), _within(exact, means)
+        deviation = float((exact_scatter.trace().clamp_min(0) * exact.counts).sum().sqrt())
+        sums = (got.sums - exact.sums) - (got.counts - exact.counts)[:, None] * means
+    else:
+        got, exact = got.recentre(means), exact.recentre(means)
+        got_scatter, exact_scatter = got.scatter, exact.scatter
+        deviation = float((exact_scatter.clamp_min(0).reshape(len(means), -1).sum(1) * exact.counts).sum().sqrt())
+        sums = got.sums - exact.sums
     return Errors(
         log_likelihood=float((got_rows - exact_rows).abs().mean()),
         counts=relative(got.counts, exact.counts),
         # Σ r (x − mean) is zero: its scale is what Cauchy and Schwarz allow, √(Σr · Σr‖x − mean‖²).
-        sums=float((got.sums - exact.sums).norm()) / max(deviation, 1e-30),
-        scatter=relative(got.scatter, exact.scatter),
+        sums=float(sums.norm()) / max(deviation, 1e-30),
+        scatter=relative(got_scatter, exact_scatter),
     )
+
+
+def _within(statistics: Statistics, means: Tensor) -> Tensor:
+    """Σ r (x − m)(x − m)ᵀ of ``tied`` about one mean a component, (D, D)."""
+    cross = statistics.sums.T @ means
+    return statistics.scatter - cross - cross.T + means.T @ (statistics.counts[:, None] * means)
 
 
 def log_likelihood_limit(case: Case, precision: str) -> float:
@@ -133,9 +158,15 @@ def log_likelihood_limit(case: Case, precision: str) -> float:
     oracle = TiledKernel(torch.float64)
     parameters = oracle.parameters(mixture, frame, case.rows.device)
     best = torch.cat(list(oracle.map_joint(lambda joint: joint.argmax(0), case.rows, parameters)))
-    means = torch.as_tensor((mixture.means - frame.shift) * frame.scale, device=x.device)[best]
-    variances = mixture.covariances.reshape(mixture.n_components, -1) * frame.scale**2
-    precisions = torch.as_tensor(1 / variances, device=x.device)[best]
+    means = torch.as_tensor((mixture.means - frame.shift) * frame.scale, device=x.device)
+    if mixture.covariance_type == "tied":
+        factor = torch.as_tensor(mixture.precisions_cholesky / frame.scale[:, None], device=x.device)
+        x, means = x @ factor, (means @ factor)[best]
+        precisions = torch.ones((len(x), 1), dtype=torch.float64, device=x.device)
+    else:
+        means = means[best]
+        variances = mixture.covariances.reshape(mixture.n_components, -1) * frame.scale**2
+        precisions = torch.as_tensor(1 / variances, device=x.device)[best]
     constants = parameters.constants.double()[best, 0]
     terms = (x * precisions * means).abs().sum(1) + 0.5 * (x**2 * precisions).sum(1) + constants.abs()
     resolution = 2.0**-24 * float(terms.mean())

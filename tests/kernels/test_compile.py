@@ -11,6 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Tiles that spill some bytes and were still the fastest measured (docs/log.md), and one that predictions alone use.
+SPILLS_THAT_PAY = {
+    ("accumulate", "diag", 128, "hopper"): 72,
+    ("accumulate", "spherical", 128, "hopper"): 56,
+    ("best_component", "diag", 64, "any"): 8,
+}
+TENSOR_CORES = (
+    "log_sum_exp", "best_component", "respond", "accumulate", "whiten_rows", "second_moment",
+    "split_log_sum_exp", "split_best_component", "split_forms", "split_accumulate",
+)  # fmt: skip
 SHARED_LIMITS = {"hopper": 227 << 10, "any": 99 << 10}
 
 
@@ -23,17 +33,13 @@ def test_no_spills_and_tensor_cores(architecture, features):
     done = subprocess.run([*command, *features], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {line["kernel"] for line in lines} == {
-        "convert_rows",
-        "log_sum_exp",
-        "flag_far_rows",
-        "accumulate",
-        "sum_log_likelihood",
-        "add_partials",
-    }
+    kernels = {line["kernel"] for line in lines}
+    assert {"convert_rows", "whiten_rows", "log_sum_exp", "best_component", "list_live_rows", "accumulate"} < kernels
+    assert {"split_rows", "split_log_sum_exp", "split_best_component", "split_accumulate", "add_partials"} < kernels
     for line in lines:
-        assert line["local"] == 0, line
+        shape = line["kernel"], line["covariance_type"], line["n_features"], architecture
+        assert line["local"] <= SPILLS_THAT_PAY.get(shape, 0), line
         assert line["registers"] <= 255, line
         assert line["shared"] <= SHARED_LIMITS[architecture], line
-        if line["kernel"] in ("log_sum_exp", "accumulate"):
+        if line["kernel"] in TENSOR_CORES:
             assert line["hgmma" if architecture == "hopper" else "hmma"] > 0, line

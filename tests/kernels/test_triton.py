@@ -10,10 +10,19 @@ import torch
 
 from streamgmm.frame import Frame
 from streamgmm.kernels import Problem
+from streamgmm.kernels.fused.configs import granule_of, launches_of, stride_of
+from streamgmm.kernels.fused.half_form import HalfForm
+from streamgmm.kernels.fused.kernel import (
+    TritonKernel,
+    _bounds,
+    _component_bytes,
+    _maxima_bytes,
+    _moment_bytes,
+)
+from streamgmm.kernels.fused.parameters import neighbours
+from streamgmm.kernels.fused.split_form import SplitForm
 from streamgmm.kernels.reference import ReferenceKernel
-from streamgmm.kernels.triton_configs import granule_of, launches_of, stride_of
-from streamgmm.kernels.triton_estep import TritonKernel
-from streamgmm.kernels.triton_parameters import WIDEST
+from streamgmm.kernels.tiled import TiledKernel
 from streamgmm.mixture import Mixture
 from streamgmm.statistics import BLOCK_ROWS, Statistics
 from tests.kernels.estep_cases import (
@@ -48,13 +57,11 @@ def test_against_fp64(covariance_type, precision, n, k, d, device):
         assert errors.statistics <= STATISTICS_LIMIT[precision], errors
 
 
+@pytest.mark.long
 @each_kernel
 @pytest.mark.parametrize("d", [64, 70, 130, 300])
-def test_tiles_of_another_architecture(covariance_type, precision, d, device, monkeypatch):
-    monkeypatch.setattr("streamgmm.kernels.triton_estep.architecture_of", lambda device: "hopper")
-    if device.type == "cuda":
-        pytest.skip("a GPU runs its own tiles")
-    check(TritonKernel(precision), draw(covariance_type, 211, 131, d, device))
+def test_tiles_of_another_architecture(covariance_type, precision, d, device):
+    check(TritonKernel(precision, architecture="hopper"), draw(covariance_type, 211, 131, d, device))
 
 
 @each_kernel
@@ -84,8 +91,8 @@ def test_cuts_at_granules_keep_the_bits(covariance_type, precision, device, monk
     assert same_bits(whole, sums_of(kernel, case, [1024, 1024 + 77]))
     rows = log_likelihood_of(kernel, case)
     # A bounded scratch cuts the rows too, and the components.
-    monkeypatch.setattr("streamgmm.kernels.triton_estep._ROW_BYTES", 1)
-    monkeypatch.setattr("streamgmm.kernels.triton_estep._PARTIAL_BYTES", 1)
+    monkeypatch.setattr("streamgmm.kernels.fused.kernel._ROW_BYTES", 1)
+    monkeypatch.setattr("streamgmm.kernels.fused.kernel._PARTIAL_BYTES", 1)
     assert same_bits(whole, sums_of(kernel, case))
     assert torch.equal(rows, log_likelihood_of(kernel, case))
 
@@ -94,7 +101,7 @@ def test_cuts_at_granules_keep_the_bits(covariance_type, precision, device, monk
 def test_scratch_in_pieces_of_components(covariance_type, precision, device, monkeypatch):
     case = draw(covariance_type, 70, 200, 3, device)
     whole = sums_of(TritonKernel(precision), case)
-    monkeypatch.setattr("streamgmm.kernels.triton_estep._PARTIAL_BYTES", 1)
+    monkeypatch.setattr("streamgmm.kernels.fused.kernel._PARTIAL_BYTES", 1)
     assert same_bits(whole, sums_of(TritonKernel(precision), case))
 
 
@@ -102,7 +109,8 @@ def test_scratch_in_pieces_of_components(covariance_type, precision, device, mon
 def test_nothing_outside_is_read_or_written(covariance_type, precision, device):
     n, k, d = 67, 3, 5
     case = draw(covariance_type, n, k, d, device)
-    exact = sums_of(TritonKernel(precision), case)
+    kernel = TritonKernel(precision)
+    exact = sums_of(kernel, case)
     rows = torch.full((n + 64, d), float("nan"), device=device)
     rows[32 : 32 + n] = case.rows
     fields = {}
@@ -111,14 +119,14 @@ def test_nothing_outside_is_read_or_written(covariance_type, precision, device):
         guarded = torch.full((shape[0] + 20, *shape[1:]), 7.0, dtype=torch.float64, device=device)
         guarded[10:-10] = 0
         fields[name] = guarded
+    parameters = kernel.parameters(case.mixture, case.frame, device)
     shift = torch.zeros(d, dtype=torch.float64, device=device)
     statistics = replace(
         Statistics.zeros(covariance_type, k, shift, device),
         **{name: guarded[10:-10] for name, guarded in fields.items()},
     )
-    kernel = TritonKernel(precision)
-    kernel.accumulate(rows[32 : 32 + n], kernel.parameters(case.mixture, case.frame, device), statistics)
-    assert same_bits(exact, statistics)
+    kernel.accumulate(rows[32 : 32 + n], parameters, statistics)
+    assert same_bits(exact, kernel.finish(statistics, parameters))
     for guarded in fields.values():
         assert (guarded[:10] == 7).all()
         assert (guarded[-10:] == 7).all()
@@ -178,7 +186,8 @@ def test_precisions_beyond_fp16(covariance_type, device):
     k, d = 4, 3
     means = rng.integers(-8, 9, (k, d)) / 64
     rows = means[rng.integers(0, k, 200)] + rng.integers(-2, 3, (200, d)) / 1024
-    covariances = np.full((k,) if covariance_type == "spherical" else (k, d), 2.0**-20)
+    unit = {"spherical": np.ones(k), "diag": np.ones((k, d)), "tied": np.eye(d)}[covariance_type]
+    covariances = 2.0**-20 * unit
     mixture = Mixture(np.full(k, 1 / k), means, covariances, covariance_type)
     case = Case(torch.tensor(rows, device=device), mixture, Frame(np.zeros(d), np.ones(d)))
     assert check(TritonKernel("medium"), case).statistics < 1e-6
@@ -189,7 +198,7 @@ def test_small_responsibilities_add_up(covariance_type, precision, device):
     # Two components in one place: every row gives the second 1e-7.
     n, d = 1500, 2
     rows = torch.randn((n, d), generator=torch.Generator().manual_seed(0)).to(device)
-    covariances = np.ones((2,) if covariance_type == "spherical" else (2, d))
+    covariances = {"spherical": np.ones(2), "diag": np.ones((2, d)), "tied": np.eye(d)}[covariance_type]
     mixture = Mixture(np.array([1 - 1e-7, 1e-7]), np.zeros((2, d)), covariances, covariance_type)
     counts = sums_of(TritonKernel(precision), Case(rows, mixture, Frame(np.zeros(d), np.ones(d)))).counts
     assert float(counts[1]) == pytest.approx(n * 1e-7, rel=1e-3 if precision == "medium" else 1e-5)
@@ -213,4 +222,97 @@ def test_shapes_fit_together(covariance_type, precision, k, d):
         assert launches.step <= launches.slice
     kernel = TritonKernel(precision)
     small, large = (kernel.scratch_bytes(problem, rows, 1) for rows in (1000, 10**9))
-    assert 0 < small <= large < (1 << 30) + WIDEST.scratch_bytes(problem, granule_of(problem), 1)
+    assert 0 < small <= large < (3 << 29) + TiledKernel(torch.float64).scratch_bytes(problem, granule_of(problem), 1)
+
+
+@each_kernel
+def test_weights(covariance_type, precision, device):
+    case = draw(covariance_type, 1024 + 90, 3, 5, device, spread=1.0)
+    # One far row makes its granule be redone in a wider type.
+    case.rows[1050] *= 1e4
+    rng = np.random.default_rng(0)
+    weights = torch.tensor(rng.uniform(0, 3, len(case.rows)), device=device)
+    weights[::5] = 0
+    kernel, exact = TritonKernel(precision), TiledKernel(torch.float64)
+    got, right = sums_of(kernel, case, weights=weights), sums_of(exact, case, weights=weights)
+    for name in ("counts", "sums", "scatter", "log_likelihood", "n_rows"):
+        assert relative(getattr(got, name), getattr(right, name)) <= STATISTICS_LIMIT[precision], name
+    assert same_bits(got, sums_of(kernel, case, [1024, 90], weights=weights))
+    # A common factor that is a power of two changes no bit but the exponent's.
+    tripled = sums_of(kernel, case, weights=4 * weights)
+    assert torch.equal(tripled.sums, 4 * got.sums)
+
+
+@each_kernel
+def test_hard_assignment(covariance_type, precision, device):
+    case = draw(covariance_type, 1024 + 70, 70, 6, device, spread=1.0)
+    case.rows[1050] *= 1e4
+    kernel, exact = TritonKernel(precision, hard=True), TiledKernel(torch.float64, hard=True)
+    got, right = sums_of(kernel, case), sums_of(exact, case)
+    # Rows that lie between two components may go to either: at most one in a hundred here.
+    assert float((got.counts - right.counts).abs().sum()) <= 20
+    assert float(got.counts.sum()) == len(case.rows)
+    assert relative(got.log_likelihood, right.log_likelihood) < 1e-4
+    labels = kernel.top(case.rows, kernel.parameters(case.mixture, case.frame, device), 1).labels[:, 0]
+    one_hot = torch.nn.functional.one_hot(labels.long(), 70).double()
+    assert torch.equal(got.counts, one_hot.sum(0))
+    x = case.frame.apply(case.rows, torch.float64)
+    assert relative(got.sums, one_hot.T @ x) <= STATISTICS_LIMIT[precision]
+
+
+@each_kernel
+@pytest.mark.parametrize("m", [1, 3, 5])
+def test_top_components(covariance_type, precision, m, device):
+    case = draw(covariance_type, 1024 + 70, 5, 6, device, spread=0.5)
+    case.rows[1050] *= 1e4
+    m_ = case.mixture
+    case = replace(case, mixture=Mixture(np.array([0.5, 0, 0.2, 0.2, 0.1]), m_.means, m_.covariances, covariance_type))
+    kernel, exact = TritonKernel(precision), TiledKernel(torch.float64)
+    got = kernel.top(case.rows, kernel.parameters(case.mixture, case.frame, device), m)
+    right = exact.top(case.rows, exact.parameters(case.mixture, case.frame, device), 5)
+    assert torch.equal(got.log_likelihood, log_likelihood_of(kernel, case))
+    assert (got.labels.sort(1).values.diff(dim=1) != 0).all()
+    dense = torch.zeros((len(case.rows), 5), dtype=torch.float32, device=device)
+    dense.scatter_(1, right.labels.long(), right.resp)
+    near = 2e-2 if precision == "medium" else 1e-4
+    torch.testing.assert_close(got.resp, dense.gather(1, got.labels.long()), rtol=near, atol=near)
+    torch.testing.assert_close(got.resp, right.resp[:, :m], rtol=near, atol=near)
+    assert (got.resp.diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_equal_components_rank_by_index(covariance_type, device):
+    case = draw(covariance_type, 40, 130, 3, device)
+    m = case.mixture
+    means, covariances = np.zeros_like(m.means), m.covariances
+    if covariance_type != "tied":
+        covariances = np.ones_like(covariances)
+    case = replace(case, mixture=Mixture(np.full(130, 1 / 130), means, covariances, covariance_type))
+    kernel = TritonKernel("medium")
+    got = kernel.top(case.rows, kernel.parameters(case.mixture, case.frame, device), 4)
+    assert (got.labels.cpu() == torch.arange(4, dtype=torch.int32)).all()
+
+
+def test_neighbours_share_tiles():
+    rng = np.random.default_rng(0)
+    centres = 100 * rng.standard_normal((5, 3))
+    points = np.repeat(centres, 64, axis=0) + rng.standard_normal((320, 3))
+    shuffled = rng.permutation(320)
+    order = neighbours(points[shuffled], 64)
+    assert sorted(order) == list(range(320))
+    group = (shuffled[order] // 64).reshape(5, 64)
+    assert (group == group[:, :1]).all()
+    assert list(neighbours(np.zeros((200, 2)), 64)) == list(range(200))
+    assert sorted(neighbours(rng.standard_normal((131, 2)), 64)) == list(range(131))
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+@pytest.mark.parametrize("form", [HalfForm, SplitForm])
+def test_scratch_of_many_components(covariance_type, form):
+    """Maxima with the lists in them, and partials, of a million rows."""
+    problem = Problem(65_536, 128, covariance_type)
+    bounds = _bounds(problem, form, "hopper")
+    granule = granule_of(problem)
+    granules = bounds.rows // granule
+    partials = bounds.components * _component_bytes(problem) + _moment_bytes(problem, form.moment_type)
+    assert bounds.rows * _maxima_bytes(problem) + granules * partials <= 256 << 20

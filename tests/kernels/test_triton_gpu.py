@@ -13,7 +13,8 @@ import torch
 
 from streamgmm.frame import Frame
 from streamgmm.kernels import Problem
-from streamgmm.kernels.triton_estep import TritonKernel
+from streamgmm.kernels.fused.configs import architecture_of
+from streamgmm.kernels.fused.kernel import TritonKernel
 from streamgmm.mixture import Mixture
 from streamgmm.precision import MAX_MEAN_ABSOLUTE, check_sample, deviation
 from tests.kernels.estep_cases import (
@@ -32,6 +33,11 @@ from tests.kernels.estep_cases import (
 pytestmark = pytest.mark.gpu
 
 
+def own_kernel(precision: str, device: torch.device) -> TritonKernel:
+    """With the tiles of this GPU."""
+    return TritonKernel(precision, architecture=architecture_of(device))
+
+
 @each_kernel
 @pytest.mark.parametrize(
     ("n", "k", "d"),
@@ -48,7 +54,7 @@ pytestmark = pytest.mark.gpu
     ],
 )
 def test_against_fp64(covariance_type, precision, n, k, d, device):
-    errors = check(TritonKernel(precision), draw(covariance_type, n, k, d, device))
+    errors = check(own_kernel(precision, device), draw(covariance_type, n, k, d, device))
     if n > 2 * k:
         assert errors.statistics <= STATISTICS_LIMIT[precision], errors
 
@@ -57,7 +63,7 @@ def test_against_fp64(covariance_type, precision, n, k, d, device):
 def test_repeats_and_cuts_keep_the_bits(covariance_type, precision, device):
     case = draw(covariance_type, 199_999, 257, 96, device, spread=0.5)
     case.rows[70_001] *= 3000
-    kernel = TritonKernel(precision)
+    kernel = own_kernel(precision, device)
     granule = kernel.granule(Problem(257, 96, covariance_type))
     whole = sums_of(kernel, case)
     assert whole.log_likelihood.isfinite()
@@ -72,9 +78,9 @@ def test_repeats_and_cuts_keep_the_bits(covariance_type, precision, device):
 def test_small_responsibilities_add_up(covariance_type, precision, device):
     n, d = 2_000_003, 2
     rows = torch.randn((n, d), device=device)
-    covariances = np.ones((2,) if covariance_type == "spherical" else (2, d))
+    covariances = {"spherical": np.ones(2), "diag": np.ones((2, d)), "tied": np.eye(d)}[covariance_type]
     mixture = Mixture(np.array([1 - 1e-7, 1e-7]), np.zeros((2, d)), covariances, covariance_type)
-    counts = sums_of(TritonKernel(precision), Case(rows, mixture, Frame(np.zeros(d), np.ones(d)))).counts
+    counts = sums_of(own_kernel(precision, device), Case(rows, mixture, Frame(np.zeros(d), np.ones(d)))).counts
     assert float(counts[1]) == pytest.approx(n * 1e-7, rel=1e-3 if precision == "medium" else 1e-5)
 
 
@@ -83,12 +89,12 @@ def test_more_elements_than_int32_counts(covariance_type, precision, device):
     n, d = (1 << 20) + 7, 2100
     rows = torch.zeros((n, d), dtype=torch.uint8, device=device)
     rows[-1] = 3
-    covariances = np.ones((2,) if covariance_type == "spherical" else (2, d))
+    covariances = {"spherical": np.ones(2), "diag": np.ones((2, d)), "tied": np.eye(d)}[covariance_type]
     means = np.stack([np.zeros(d), np.full(d, 3.0)])
     case = Case(
         rows, Mixture(np.array([0.5, 0.5]), means, covariances, covariance_type), Frame(np.zeros(d), np.ones(d))
     )
-    statistics = sums_of(TritonKernel(precision), case)
+    statistics = sums_of(own_kernel(precision, device), case)
     torch.testing.assert_close(
         statistics.counts.cpu(), torch.tensor([n - 1.0, 1.0], dtype=torch.float64), rtol=1e-7, atol=1e-3
     )
@@ -108,7 +114,7 @@ DATA = {
 def test_accuracy(covariance_type, precision, data, device):
     """N=200k, K=256, D=64, as other implementations were measured; with OUT set the errors are kept there."""
     case = draw(covariance_type, 200_000, 256, 64, device, **{"spread": 1.0, **DATA[data]})
-    errors = errors_of(TritonKernel(precision), case)
+    errors = errors_of(own_kernel(precision, device), case)
     if folder := os.environ.get("OUT"):
         line = {"data": data, "covariance_type": covariance_type, "precision": precision, **asdict(errors)}
         with (Path(folder) / "accuracy.jsonl").open("a") as file:

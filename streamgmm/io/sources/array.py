@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from streamgmm.errors import DataError
+from streamgmm.io.bfloat16 import as_rows, opaque
 from streamgmm.io.sources.base import STORED_DTYPES, Rows, Source, check_shape
 
 
@@ -49,12 +50,10 @@ def stored_dtype(name: str, dtype: np.dtype[np.generic]) -> np.dtype[np.generic]
         return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
     if dtype.kind == "f":
         return np.dtype(np.float64)
-    raise DataError(f"{name}: holds {dtype}; give real numbers (float64, float32, float16, int8 or uint8)")
+    raise DataError(f"{name}: holds {dtype}; give real numbers (float64, float32, float16, bfloat16, int8 or uint8)")
 
 
 def _as_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
-    if not isinstance(array, torch.Tensor):
-        return array
-    array = array.detach().cpu()
-    # NumPy has no bfloat16; float32 holds every one of its values.
-    return (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    if isinstance(array, torch.Tensor):
+        return as_rows(array.detach().cpu())
+    return opaque(array)

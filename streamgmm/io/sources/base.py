@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamgmm.errors import DataError
+from streamgmm.io.bfloat16 import BFLOAT16, Rows, type_name
 
-Rows = NDArray[np.generic]
+__all__ = ["FINGERPRINT_ROWS", "STORED_DTYPES", "Rows", "Source", "check_shape"]
 
-STORED_DTYPES = tuple(np.dtype(name) for name in ("float64", "float32", "float16", "int8", "uint8"))
+STORED_DTYPES = (*(np.dtype(name) for name in ("float64", "float32", "float16", "int8", "uint8")), BFLOAT16)
 """Types that cross to the device as they are stored; conversion happens there."""
 
 FINGERPRINT_ROWS = 8
@@ -116,7 +117,7 @@ class Source(ABC):
         spread = np.unique(np.linspace(0, n - 1, FINGERPRINT_ROWS).astype(np.int64))
         facts = {
             "shape": self.shape,
-            "dtype": self.dtype.name,
+            "dtype": type_name(self.dtype),
             "parts": [rows for _, _, rows in self.files()],
             "identity": self.identity(),
         }

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamgmm.errors import DataError
+from streamgmm.io.bfloat16 import type_name
 from streamgmm.io.sources.base import Rows, Source
 
 
@@ -37,7 +38,7 @@ class ConcatSource(Source):
                 )
             if other.dtype != first.dtype:
                 raise DataError(
-                    f"{other.name}: holds {other.dtype} where {first.name} holds {first.dtype}; "
+                    f"{other.name}: holds {type_name(other.dtype)} where {first.name} holds {type_name(first.dtype)}; "
                     "convert them to one type"
                 )
         self._parts = tuple(sources)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamgmm.errors import DataError
+from streamgmm.io.bfloat16 import opaque
 from streamgmm.io.sources.array import stored_dtype
 from streamgmm.io.sources.base import Rows, Source, check_shape
 
@@ -37,6 +38,7 @@ class DaskSource(Source):
         if any(length != length for length in array.shape):  # NaN: unknown
             raise DataError(f"{name}: has unknown chunk sizes {array.shape}; call compute_chunk_sizes() on it first")
         self.shape = check_shape(name, array.shape)
+        array = opaque(array)
         self.dtype = stored_dtype(name, array.dtype)
         rows = array.chunks[0]
         self.read_granule = int(max(rows))

@@ -25,7 +25,8 @@ SCRATCH_BYTES = 1 << 22
 class NpySource(Source):
     """Rows of an ``.npy`` file, shape (N, D).
 
-    C order in a native type of `STORED_DTYPES` is read straight into place. Fortran order, the other byte order and
+    C order in a native type of `STORED_DTYPES` is read straight into place. Two opaque bytes a value (``V2``) are
+    bfloat16, as ml_dtypes writes it. Fortran order, the other byte order and
     other real types are read piece by piece and converted (``read_path`` is then ``decode``): Fortran order takes one
     read a feature, so convert a large file once instead.
 

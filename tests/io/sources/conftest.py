@@ -13,9 +13,11 @@ import torch
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
 
+from streamgmm.io.bfloat16 import as_rows, as_tensor
 from streamgmm.io.sources import Source, open_source
 
-ALL_DTYPES = ("float64", "float32", "float16", "int8", "uint8")
+NUMPY_DTYPES = ("float64", "float32", "float16", "int8", "uint8")
+ALL_DTYPES = ("bfloat16", *NUMPY_DTYPES)
 
 FBIN_DTYPES = {".fbin": "<f4", ".f16bin": "<f2", ".u8bin": "u1", ".i8bin": "i1"}
 
@@ -40,6 +42,8 @@ class Factory:
 def make_rows(dtype: str, n: int = 50, d: int = 5, seed: int = 0) -> np.ndarray:
     """Random rows of ``dtype``, shape (n, d): integers over their whole range; the third chunk is all zeros."""
     rng = np.random.default_rng(seed)
+    if dtype == "bfloat16":
+        return as_rows(torch.from_numpy(make_rows("float32", n, d, seed)).bfloat16())
     if np.dtype(dtype).kind in "iu":
         bounds = np.iinfo(dtype)
         rows = rng.integers(bounds.min, bounds.max + 1, (n, d)).astype(dtype)
@@ -73,7 +77,9 @@ def _fbin(suffix: str) -> Factory:
 
 
 def _zarr(name: str, **options: object) -> Factory:
-    return Factory(name, lambda f, x: write_zarr(f / "x.zarr", x, **options), "decode")
+    # zarr-python warns that version 3 does not specify the bytes that bfloat16 would be.
+    dtypes = ALL_DTYPES if options.get("zarr_format") == 2 else NUMPY_DTYPES
+    return Factory(name, lambda f, x: write_zarr(f / "x.zarr", x, **options), "decode", dtypes)
 
 
 def _strided(folder: Path, rows: np.ndarray) -> np.ndarray:
@@ -113,12 +119,17 @@ FACTORIES = (
     _zarr("zarr_plain"),
     _zarr("zarr_plain_columns", chunks=(CHUNK_ROWS, 2), compressors=None),
     _zarr("zarr_v2", zarr_format=2),
-    Factory("zarr_array", lambda f, x: zarr.open_array(write_zarr(f / "x.zarr", x, shards=(SHARD_ROWS, 5))), "decode"),
-    Factory("zarr_memory", _memory_store, "decode"),
+    Factory(
+        "zarr_array",
+        lambda f, x: zarr.open_array(write_zarr(f / "x.zarr", x, shards=(SHARD_ROWS, 5))),
+        "decode",
+        NUMPY_DTYPES,
+    ),
+    Factory("zarr_memory", _memory_store, "decode", NUMPY_DTYPES),
     Factory("ndarray", lambda f, x: x.copy(), "memory"),
     Factory("ndarray_strided", _strided, "memory"),
     Factory("memmap", lambda f, x: np.load(write_npy(f / "x.npy", x), mmap_mode="r"), "memory"),
-    Factory("torch", lambda f, x: torch.from_numpy(x.copy()), "memory"),
+    Factory("torch", lambda f, x: as_tensor(x.copy()), "memory"),
     Factory("dask", lambda f, x: dask.array.from_array(x.copy(), chunks=(11, 2)), "decode"),
     Factory("concat", _concat, "decode", ("float32",)),
     Factory(

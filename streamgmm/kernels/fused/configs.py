@@ -1,6 +1,8 @@
 """Launch configurations of the Triton kernels: a small table by architecture and shape, never by N or by timing.
 
-What depends on the problem alone (granule, padding) is kept apart from what an architecture may change (tiles).
+What depends on the problem alone (granule, padding) is kept apart from what an architecture may change (tiles). To tune
+for another GPU, add rows to `_LAUNCHES` under its name, let `architecture_of` return that name, and compare with
+``tools/bench_estep.py``; ``tools/compile_report.py`` shows registers, shared memory and spills without the GPU.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ import torch
 
 from streamgmm.kernels import Problem
 
+COMPONENT_TILE = 64
+"""Components of one program of the second launch: what is skipped together where none of them matters to a row."""
+
 COMPONENT_PADDING = 128
-ROW_PADDING = 128
+ROW_PADDING = 256
 _WIDEST_SLICE = 256
 
 
@@ -32,13 +37,15 @@ class Launches:
 
     ``step`` features enter one product of the logits. Both launches share it: the second one's logits must have the
     bits of the first one's, or responsibilities do not sum to one (by 1e-5 where steps differed). ``slice`` features
-    are accumulated by one program.
+    are accumulated by one program. Where a step holds all features, so does a slice; otherwise ``respond`` stores
+    responsibilities first.
     """
 
     step: int
     slice: int
     log_sum_exp: Tile
     accumulate: Tile
+    respond: Tile = Tile(64, COMPONENT_TILE, 4, 2)
 
 
 def stride_of(n_features: int) -> int:
@@ -49,8 +56,13 @@ def stride_of(n_features: int) -> int:
 
 
 def granule_of(problem: Problem) -> int:
-    """Rows of one fp32 accumulation: enough that storing a partial stays far cheaper than reading the rows."""
-    return min(max(1 << (4 * problem.n_components - 1).bit_length(), 1024), 16384)
+    """Rows of one fp32 accumulation: enough that a tile finds many live rows, and storing partials stays cheap."""
+    width = 16 * problem.n_components
+    if problem.covariance_type == "tied":
+        width = max(width, 4 * problem.n_features)
+    # Many features take long a row: smaller granules then keep all multiprocessors busy.
+    most = 16384 if problem.n_features <= _WIDEST_SLICE else 8192
+    return min(max(1 << (width - 1).bit_length(), 1024), most)
 
 
 def architecture_of(device: torch.device) -> str:
@@ -61,7 +73,7 @@ def architecture_of(device: torch.device) -> str:
 
 
 def launches_of(problem: Problem, precision: str, architecture: str) -> Launches:
-    """Tiles for a problem; ``precision`` is ``medium`` (fp16) or ``high`` (fp32)."""
+    """Tiles for a problem; ``precision`` is ``medium`` (fp16) or ``high`` (fp16 planes)."""
     stride = stride_of(problem.n_features)
     kind = "diag" if problem.covariance_type == "diag" else "spherical"
     reach = next(limit for limit in _REACHES if limit is None or stride <= limit)
@@ -73,38 +85,40 @@ _REACHES = (64, 128, 256, None)
 _Row = dict[int | None, Launches]
 
 # Keyed by the widest stride an entry serves; None is any. A step or a slice narrower than the stride makes the kernels
-# loop over features.
+# loop over features. ``tied`` shares the tiles of ``spherical``.
 _LAUNCHES: dict[str, dict[tuple[str, str], _Row]] = {
     "hopper": {
         ("spherical", "medium"): {
             64: Launches(64, 64, Tile(128, 64, 4, 2), Tile(128, 64, 4, 2)),
-            128: Launches(128, 128, Tile(128, 64, 4, 2), Tile(128, 64, 4, 2)),
-            256: Launches(256, 256, Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
-            None: Launches(64, 256, Tile(128, 128, 8, 4), Tile(64, 128, 8, 2)),
+            128: Launches(128, 128, Tile(256, 64, 8, 3), Tile(128, 64, 4, 3)),
+            256: Launches(256, 256, Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+            None: Launches(64, 256, Tile(128, 128, 8, 4), Tile(64, 64, 4, 3), Tile(128, 64, 4, 4)),
         },
         ("diag", "medium"): {
             64: Launches(64, 64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-            128: Launches(128, 128, Tile(64, 64, 4, 2), Tile(32, 128, 8, 3)),
-            256: Launches(32, 128, Tile(128, 64, 8, 3), Tile(64, 128, 8, 2)),
-            None: Launches(32, 128, Tile(128, 64, 8, 3), Tile(64, 128, 8, 2)),
+            128: Launches(128, 128, Tile(128, 128, 8, 2), Tile(64, 64, 4, 2)),
+            256: Launches(64, 128, Tile(128, 128, 8, 3), Tile(64, 64, 4, 2), Tile(128, 64, 4, 3)),
+            None: Launches(64, 128, Tile(128, 128, 8, 3), Tile(64, 64, 4, 2), Tile(128, 64, 4, 3)),
         },
         ("spherical", "high"): {
-            64: Launches(64, 64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-            128: Launches(32, 128, Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
-            256: Launches(32, 128, Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
-            None: Launches(32, 128, Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
+            64: Launches(64, 64, Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
+            128: Launches(64, 128, Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
+            256: Launches(32, 128, Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+            None: Launches(64, 128, Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
         },
         ("diag", "high"): {
-            64: Launches(64, 64, Tile(128, 64, 8, 2), Tile(32, 64, 8, 2)),
-            128: Launches(32, 64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
-            256: Launches(32, 64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
-            None: Launches(32, 64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
+            64: Launches(32, 64, Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
+            128: Launches(32, 64, Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+            256: Launches(32, 64, Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+            None: Launches(32, 64, Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
         },
     },
     "any": {
         ("spherical", "medium"): dict.fromkeys(_REACHES, Launches(64, 64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))),
         ("diag", "medium"): dict.fromkeys(_REACHES, Launches(32, 32, Tile(64, 64, 4, 2), Tile(64, 64, 8, 2))),
         ("spherical", "high"): dict.fromkeys(_REACHES, Launches(32, 64, Tile(64, 64, 4, 2), Tile(32, 64, 8, 2))),
-        ("diag", "high"): dict.fromkeys(_REACHES, Launches(32, 32, Tile(64, 32, 4, 2), Tile(32, 64, 8, 2))),
+        ("diag", "high"): dict.fromkeys(
+            _REACHES, Launches(32, 32, Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 4, 2))
+        ),
     },
 }

@@ -1,0 +1,165 @@
+"""``medium``: rows and parameters in fp16, sums in fp32 about the origin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamgmm.kernels import Problem
+from streamgmm.kernels.fused import joint
+from streamgmm.kernels.fused import rows as row_code
+from streamgmm.kernels.fused import sums as sum_code
+from streamgmm.kernels.fused.configs import COMPONENT_TILE, Launches, granule_of, launches_of, stride_of
+from streamgmm.kernels.fused.parameters import FusedParameters
+from streamgmm.kernels.fused.split_form import SplitForm
+from streamgmm.kernels.fused.working import LiveRows, Partials, RowWeights, WorkingRows, launch_shape
+from streamgmm.statistics import Statistics
+
+# Larger |x'| would overflow x'² in fp16, and larger |y| of whitened rows y itself.
+_LARGEST = {"diag": 255.0, "spherical": 255.0, "tied": 1024.0}
+
+
+@dataclass(frozen=True, eq=False)
+class HalfForm:
+    """`Form` of fp16 numbers. x is (n', D') fp16; norms are ‖x‖² (n',) fp32 of the rounded x."""
+
+    parameters: FusedParameters
+
+    offset = 0.0
+    moment_type = torch.float32
+
+    @staticmethod
+    def row_bytes(problem: Problem) -> int:
+        return 2 * stride_of(problem.n_features) + 12
+
+    @staticmethod
+    def pair_bytes(problem: Problem, architecture: str) -> int:
+        return 2 if _stores_responsibilities(problem, launches_of(problem, "medium", architecture)) else 0
+
+    @staticmethod
+    def other_bytes(problem: Problem, architecture: str) -> int:
+        return 0
+
+    @property
+    def lacks_norm(self) -> bool:
+        return self.parameters.is_tied
+
+    @property
+    def wider(self) -> SplitForm:
+        return SplitForm(self.parameters)
+
+    def convert(self, rows: Tensor, n_padded: int, flags: Tensor) -> tuple[Tensor, Tensor]:
+        parameters = self.parameters
+        n, d = rows.shape
+        stride = stride_of(d)
+        x = torch.empty((n_padded, stride), dtype=torch.float16, device=rows.device)
+        norms = torch.empty(1 if parameters.is_diag else n_padded, dtype=torch.float32, device=rows.device)
+        shift, scale = parameters.origins[torch.float64 if rows.dtype == torch.float64 else torch.float32]
+        shape = {
+            "D": d, "STRIDE": stride, "GRANULE": granule_of(parameters.problem),
+            "LIMIT": _LARGEST[parameters.problem.covariance_type], "num_warps": 4,
+        }  # fmt: skip
+        if parameters.is_tied:
+            factor = parameters.half_factor
+            row_code.whiten_rows[(n_padded // 64,)](
+                rows, shift, scale, factor.high, factor.low, factor.exponents, x, norms, flags, n,
+                BLOCK_ROWS=64, BLOCK_OUT=min(stride, 128), STEP=min(stride, 32), num_stages=2, **shape,
+            )  # fmt: skip
+        else:
+            row_code.convert_rows[(n_padded // 32,)](
+                rows, shift, scale, x, norms, flags, n,
+                DIAG=parameters.is_diag, BLOCK_ROWS=32, BLOCK_FEATURES=min(stride, 128), **shape,
+            )  # fmt: skip
+        return x, norms
+
+    def log_sum_exp(self, working: WorkingRows) -> None:
+        tile = self._launches.log_sum_exp
+        theta = self.parameters.half
+        joint.log_sum_exp[(working.n_padded // tile.rows,)](
+            working.x, working.norms, *self._mixture, working.lse, working.maxima,
+            working.n_rows, len(theta.constants) // tile.components, working.n_padded,
+            STEP=self._launches.step, MAXIMA=working.maxima.numel() > 0, TILE=COMPONENT_TILE,
+            **self._shared, **launch_shape(tile),
+        )  # fmt: skip
+
+    def best_components(
+        self, working: WorkingRows, best: Tensor, label: Tensor, before: tuple[Tensor, Tensor] | None
+    ) -> None:
+        parameters, tile = self.parameters, self._launches.log_sum_exp
+        joint.best_component[(working.n_padded // tile.rows,)](
+            working.x, working.norms, *self._mixture, parameters.order, *(before or (best, label)), best, label,
+            len(parameters.order) // tile.components, parameters.problem.n_components,
+            STEP=self._launches.step, FIRST=before is None, **self._shared, **launch_shape(tile),
+        )  # fmt: skip
+
+    def sum_components(
+        self, working: WorkingRows, live: LiveRows, weights: RowWeights | None, first: int, partials: Partials
+    ) -> None:
+        problem, launches = self.parameters.problem, self._launches
+        n_padded, stride = working.x.shape
+        granules, components = partials.counts.shape
+        tiles, slices, granule = components // COMPONENT_TILE, stride // launches.slice, granule_of(problem)
+        some_weights = (working.lse, working.lse) if weights is None else (weights.scaled, weights.units)
+        place = (n_padded, first // COMPONENT_TILE, live.n_live.shape[1])
+        shared = self._shared | {"GRANULE": granule, "WEIGHTED": weights is not None, "TILE": COMPONENT_TILE}
+        given = _stores_responsibilities(problem, launches) and not self.parameters.hard
+        resp = working.x
+        if given:
+            resp = torch.empty((tiles, n_padded, COMPONENT_TILE), dtype=torch.float16, device=working.x.device)
+            rows = launches.respond
+            blocks = -(-granule // rows.rows)
+            sum_code.respond[(tiles, granules * blocks)](
+                working.x, working.norms, working.lse, some_weights[0], live.lists, live.n_live, *self._mixture, resp,
+                *place, blocks,
+                STEP=launches.step, BLOCK_ROWS=rows.rows, num_warps=rows.warps, num_stages=rows.stages, **shared,
+            )  # fmt: skip
+        tile = launches.accumulate
+        sum_code.accumulate[(tiles * slices, granules)](
+            working.x, working.norms, working.lse, working.labels, *some_weights, live.lists, live.n_live,
+            *self._mixture, resp, partials.counts, partials.sums, partials.scatter, *place, slices,
+            SLICE=launches.slice, HARD=self.parameters.hard, GIVEN=given, BLOCK_ROWS=tile.rows,
+            num_warps=tile.warps, num_stages=tile.stages, **shared,
+        )  # fmt: skip
+
+    def fill_moments(self, working: WorkingRows, weights: RowWeights | None, moments: Tensor) -> None:
+        granules, stride, _ = moments.shape
+        block = min(stride, 128)
+        some_weights = (working.lse, working.lse) if weights is None else (weights.scaled, weights.units)
+        sum_code.second_moment[(stride // block, stride // block, granules)](
+            working.x, *some_weights, moments, working.n_rows,
+            STRIDE=stride, GRANULE=granule_of(self.parameters.problem), WEIGHTED=weights is not None,
+            BLOCK_ROWS=64, BLOCK_FEATURES=block, num_warps=8 if block == 128 else 4, num_stages=3,
+        )  # fmt: skip
+
+    def about_origin(self, statistics: Statistics) -> Statistics:
+        return statistics
+
+    def from_origin(self, statistics: Statistics) -> Statistics:
+        return statistics
+
+    def move_to_origin(self, partials: Partials, first: int) -> None:
+        pass
+
+    @property
+    def _launches(self) -> Launches:
+        return launches_of(self.parameters.problem, "medium", self.parameters.architecture)
+
+    @property
+    def _mixture(self) -> tuple[Tensor, ...]:
+        theta = self.parameters.half
+        return theta.linear, theta.quadratic, theta.exponents, theta.constants
+
+    @property
+    def _shared(self) -> dict[str, object]:
+        parameters = self.parameters
+        return {
+            "STRIDE": stride_of(parameters.problem.n_features), "DIAG": parameters.is_diag,
+            "NORM": parameters.uses_norms, "SCALED": parameters.half.scaled,
+        }  # fmt: skip
+
+
+def _stores_responsibilities(problem: Problem, launches: Launches) -> bool:
+    """Whether r is computed once and stored, because several programs share a row's features."""
+    return launches.step < stride_of(problem.n_features)

@@ -1,0 +1,53 @@
+"""Which kernel serves a problem."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamgmm.errors import RequestError
+from streamgmm.kernels import PRECISIONS, Kernel, Problem, select_kernel
+from streamgmm.kernels.fused.full_kernel import FullKernel
+from streamgmm.kernels.fused.full_parameters import MAX_FEATURES
+from streamgmm.kernels.fused.kernel import TritonKernel
+from streamgmm.kernels.tiled import TiledKernel
+from streamgmm.mixture import COVARIANCE_TYPES
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+def test_highest_is_fp64_and_a_cpu_needs_no_more_than_float32(kind, hard, device):
+    problem = Problem(5, 300, kind)
+    assert select_kernel(problem, "highest", device, 3, hard) == TiledKernel(torch.float64, 3, hard)
+    for precision in ("medium", "high"):
+        assert select_kernel(problem, precision, CPU, 3, hard) == TiledKernel(torch.float32, 3, hard)
+
+
+@pytest.mark.parametrize("kind", ["spherical", "diag", "tied"])
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("precision", ["medium", "high"])
+def test_fused_on_a_gpu(kind, hard, precision, monkeypatch):
+    monkeypatch.setattr("streamgmm.kernels.fused.configs.architecture_of", lambda device: "hopper")
+    assert select_kernel(Problem(5, 4096, kind), precision, CUDA, 1, hard) == TritonKernel(precision, hard, "hopper")
+
+
+@pytest.mark.parametrize(
+    ("precision", "d", "hard", "kernel"),
+    [
+        ("medium", 1, False, FullKernel()),
+        ("medium", MAX_FEATURES, False, FullKernel()),
+        ("medium", MAX_FEATURES + 1, False, TiledKernel(torch.float64)),
+        ("medium", 4, True, TiledKernel(torch.float64, hard=True)),
+        ("high", 4, False, TiledKernel(torch.float64)),
+    ],
+)
+def test_full_on_a_gpu(precision: str, d: int, hard: bool, kernel: Kernel):
+    assert select_kernel(Problem(5, d, "full"), precision, CUDA, 1, hard) == kernel
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(RequestError, match=f"precision must be auto, {', '.join(PRECISIONS)}; got 'low'"):
+        select_kernel(Problem(1, 1, "diag"), "low", CPU)
