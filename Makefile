@@ -29,10 +29,10 @@ lint: $(STAMP)
 	$(BIN)/python tools/check_layers.py
 
 test: lint
-	$(BIN)/python -m pytest -m "not gpu and not long"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not long"
 
 test-long: $(STAMP)
-	$(BIN)/python -m pytest -m "long and not gpu" --timeout 1500
+	$(BIN)/python -m pytest -n 2 -m "long and not gpu" --timeout 1500
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

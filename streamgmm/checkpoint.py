@@ -5,65 +5,38 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from streamgmm.errors import DamagedFileError
-from streamgmm.frame import Frame
-from streamgmm.mixture import Mixture
-from streamgmm.statistics import Statistics, SummationTree
-from streamgmm.steps.em import Candidate
+from streamgmm.consistency import check_consistent
+from streamgmm.errors import DamagedFileError, DataError
+from streamgmm.state import TrainingState, pack, snapshot, unpack
 from streamgmm.storage import load_tensors, save_tensors
-from streamgmm.training import PartialPass, TrainingState
 
 GENERATIONS = 2
+
+_VERSION = 2
 
 History = tuple[dict[str, object], ...]
 
 Loaded = tuple[TrainingState, History, dict[str, object]]
 
 
-def snapshot(state: TrainingState) -> TrainingState:
-    """A copy on the host that the run's further additions do not touch; finished tree nodes never change."""
-    partials = tuple(PartialPass(p.tree, p.segment.clone().to("cpu")) for p in state.partials)
-    return replace(state, partials=partials)
-
-
 def save_state(path: Path, state: TrainingState, history: History, identity: Mapping[str, object]) -> None:
     """Write a state, its history, and the ``identity`` of the run it belongs to."""
-    tensors = state.frame.tensors("frame.")
-    for i, candidate in enumerate(state.candidates):
-        tensors |= candidate.mixture.tensors(f"candidate.{i}.")
-    for i, partial in enumerate(state.partials):
-        tensors |= partial.segment.tensors(f"partial.{i}.segment.")
-        for j, (_, node) in enumerate(partial.tree.nodes):
-            tensors |= {} if node is None else node.tensors(f"partial.{i}.node.{j}.")
+    facts, arrays = pack(state)
     metadata = {
+        **facts,
         "format": "streamgmm-checkpoint",
-        "version": 1,
+        "version": _VERSION,
         "identity": dict(identity),
         "history": list(history),
-        "cursor": state.cursor,
-        "rows_read": state.rows_read,
-        "checksums": list(state.checksums),
-        "open_checksum": state.open_checksum,
-        "covariance_type": state.candidates[0].mixture.covariance_type,
-        "candidates": [
-            {
-                "digest": c.mixture.digest,
-                "precision": c.precision,
-                "lower_bounds": list(c.lower_bounds),
-                "converged": c.converged,
-                "empty": list(c.empty),
-                "degenerate": list(c.degenerate),
-            }
-            for c in state.candidates
-        ],
-        "partials": [[[level, node is not None] for level, node in p.tree.nodes] for p in state.partials],
+        "digests": [candidate.mixture.digest for candidate in state.candidates],
     }
+    tensors = {name: array.cpu().numpy() if isinstance(array, Tensor) else array for name, array in arrays.items()}
     save_tensors(path, tensors, metadata)
 
 
@@ -77,63 +50,56 @@ def load_state(path: Path, device: torch.device) -> Loaded:
     """
     tensors, metadata = load_tensors(path)
     if metadata.get("format") != "streamgmm-checkpoint":
-        raise DamagedFileError(f"{path}: holds {metadata.get('format')!r}, not a streamgmm checkpoint")
+        raise DamagedFileError(f"{path}: holds {str(metadata.get('format'))[:40]!r}, not a streamgmm checkpoint")
     try:
-        return _state_of(tensors, metadata, device)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path}: not a usable checkpoint ({error!r}); remove it to use an older one") from None
+        loaded = _state_of(tensors, metadata, device)
+        check_consistent(loaded[0])
+        return loaded
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = repr(error)[:200]
+        raise DamagedFileError(f"{path}: not a usable checkpoint ({reason}); remove it to use an older one") from None
 
 
 def _state_of(tensors: Mapping[str, np.ndarray], metadata: dict[str, object], device: torch.device) -> Loaded:
-    fields: dict[str, object] = metadata
-    kind = str(fields["covariance_type"])
-
-    def statistics(prefix: str) -> Statistics:
-        return Statistics.from_tensors(tensors, kind, prefix, device)
-
-    candidates = []
-    for i, facts in enumerate(_list(fields["candidates"])):
-        mixture = Mixture.from_tensors(tensors, kind, f"candidate.{i}.")
-        if mixture.digest != facts["digest"]:
-            raise ValueError("a mixture does not match its digest")
-        candidates.append(
-            Candidate(
-                mixture,
-                facts["precision"],
-                tuple(facts["lower_bounds"]),
-                facts["converged"],
-                tuple(facts["empty"]),
-                tuple(facts["degenerate"]),
-            )
-        )
-    partials = []
-    for i, nodes in enumerate(_list(fields["partials"])):
-        tree = SummationTree(
-            tuple(
-                (int(level), statistics(f"partial.{i}.node.{j}.") if filled else None)
-                for j, (level, filled) in enumerate(nodes)
-            )
-        )
-        partials.append(PartialPass(tree, statistics(f"partial.{i}.segment.")))
-    state = TrainingState(
-        tuple(candidates),
-        Frame.from_tensors(tensors, "frame."),
-        int(str(fields["cursor"])),
-        tuple(partials),
-        int(str(fields["rows_read"])),
-        tuple((int(segment), int(checksum)) for segment, checksum in _list(fields["checksums"])),
-        None if fields["open_checksum"] is None else int(str(fields["open_checksum"])),
-    )
-    identity = fields["identity"]
-    if not isinstance(identity, dict):
-        raise TypeError("identity is not a mapping")
-    return state, tuple(_list(fields["history"])), identity
+    """Sums on ``device``, where rows will be added to them."""
+    if metadata["version"] != _VERSION:
+        raise ValueError(f"its version is {metadata['version']!r}, and this one reads {_VERSION}")
+    placed = {
+        name: torch.tensor(array, device=device if name.startswith(("tree.", "open.")) else None)
+        for name, array in tensors.items()
+    }
+    state = unpack(metadata, placed)
+    if metadata["digests"] != [candidate.mixture.digest for candidate in state.candidates]:
+        raise ValueError("a mixture does not match its digest")
+    identity, history = metadata["identity"], metadata["history"]
+    if not isinstance(identity, dict) or not isinstance(history, list):
+        raise TypeError("identity or history is not what it should be")
+    return state, tuple(history), identity
 
 
-def _list(value: object) -> list:  # type: ignore[type-arg]
-    if not isinstance(value, list):
-        raise TypeError(f"expected a list, found {type(value).__name__}")
-    return value
+def generations(folder: Path) -> list[Path]:
+    """Complete checkpoints in a ``checkpoints`` folder, newest first."""
+    return sorted(folder.glob("[0-9]*.safetensors"), key=_number, reverse=True)
+
+
+def newest(folder: Path, device: torch.device, warn: Callable[[str], None]) -> tuple[Loaded | None, list[Path]]:
+    """The newest checkpoint that is whole, or None when there is none; and the damaged ones that are newer.
+
+    Raises
+    ------
+    DamagedFileError
+        There are checkpoints, and every one is damaged.
+    """
+    damaged: list[Path] = []
+    for path in generations(folder):
+        try:
+            return load_state(path, device), damaged
+        except (DamagedFileError, DataError) as error:
+            warn(f"{error}; looking for an older one")
+            damaged.append(path)
+    if damaged:
+        raise DamagedFileError(f"{folder}: every checkpoint is damaged; start over with --fresh")
+    return None, damaged
 
 
 class Checkpoints:
@@ -148,30 +114,23 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, "streamgmm-checkpoint")
         self._writes = deque[Future[None]]()
         self._newest: tuple[TrainingState, History] | None = None
+        self._damaged: list[Path] = []
         folder.mkdir(parents=True, exist_ok=True)
-        self._next = max((_generation(path) for path in self.paths()), default=0) + 1
+        self._next = max((_number(path) for path in self.paths()), default=0) + 1
 
     def paths(self) -> list[Path]:
         """Complete checkpoints, newest first."""
-        return sorted(self._folder.glob("[0-9]*.safetensors"), key=_generation, reverse=True)
+        return generations(self._folder)
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written; only for who holds the run's lock."""
+        for path in self._folder.glob(".[0-9]*.safetensors.tmp"):
+            path.unlink(missing_ok=True)
 
     def latest(self, device: torch.device, warn: Callable[[str], None]) -> Loaded | None:
-        """The newest checkpoint that is whole, or None when there is none; ``warn`` hears of damaged ones.
-
-        Raises
-        ------
-        DamagedFileError
-            There are checkpoints, and every one is damaged.
-        """
-        paths = self.paths()
-        for path in paths:
-            try:
-                return load_state(path, device)
-            except DamagedFileError as error:
-                warn(f"{error}; looking for an older one")
-        if paths:
-            raise DamagedFileError(f"{self._folder}: every checkpoint is damaged; start over with --fresh")
-        return None
+        """The newest checkpoint that is whole, or None; ``warn`` hears of damaged ones. Raises as `newest`."""
+        loaded, self._damaged = newest(self._folder, device, warn)
+        return loaded
 
     def save(self, state: TrainingState, history: History) -> None:
         """Write a snapshot of ``state`` soon.
@@ -201,9 +160,13 @@ class Checkpoints:
             return
         save_state(self._folder / f"{self._next:08d}.safetensors", *item, self._identity)
         self._next += 1
+        # Damaged ones first: they must not take the place of the one that is whole.
+        for path in self._damaged:
+            path.unlink(missing_ok=True)
+        self._damaged = []
         for path in self.paths()[GENERATIONS:]:
             path.unlink(missing_ok=True)
 
 
-def _generation(path: Path) -> int:
-    return int(path.stem) if path.stem.isdigit() else 0
+def _number(path: Path) -> int:
+    return int(path.stem) if path.stem.isdecimal() else 0

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from streamgmm.errors import RequestError
-from streamgmm.fitting import FitResult, fit
+from streamgmm.fitting import fit
 from streamgmm.io.sinks import open_sink
 from streamgmm.io.sources import open_source
 from streamgmm.io.sources.base import Source
 from streamgmm.recorder import Progress
+from streamgmm.report import convergence, read_run, write_report
 from streamgmm.request import FitRequest
+from streamgmm.result import FitResult
 from streamgmm.run import RunFolder
 
 PATCH = 8
@@ -91,12 +93,13 @@ def draw(result: FitResult, output: Path) -> list[Path]:
     for axis, k in zip(axes, order, strict=False):
         axis.imshow(mixture.means[k].reshape(PATCH, PATCH), cmap="gray")
     components.suptitle(f"{len(order)} patches learnt from {result.n_samples:,}, heaviest first")
-    convergence = Figure(figsize=(7, 4), layout="constrained")
-    axis = convergence.subplots()
-    axis.plot(range(1, result.n_iter + 1), result.lower_bounds, marker="o", markersize=3)
-    axis.set(xlabel="iteration", ylabel="mean log-likelihood (nats a patch)", title="Convergence")
-    axis.grid(alpha=0.3)
     paths = [output / "components.png", output / "convergence.png"]
-    for figure, path in zip((components, convergence), paths, strict=True):
+    for figure, path in zip((components, convergence(read_run(output).history)), paths, strict=True):
         figure.savefig(path, dpi=150)
     return paths
+
+
+def write_page(output: Path) -> Path:
+    """The report of the finished run in ``output``; its path."""
+    write_report(read_run(output), output / "report.html")
+    return output / "report.html"

@@ -9,10 +9,15 @@ import torch
 from streamgmm.errors import RequestError
 
 
-def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:1`` as a device; what is asked for by name and missing raises."""
+def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:1`` as a device; what is asked for by name and missing raises.
+
+    Of several processes on a machine, ``local_rank`` takes the GPU of that number, which becomes torch's current one.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if local_rank is not None and name.startswith("cuda"):
+        return _gpu_of(local_rank, name)
     if name != "cpu" and not name.startswith("cuda"):
         raise RequestError(f"device must be auto, cpu or cuda; got {name!r}")
     try:
@@ -26,6 +31,18 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def compute_workers(device: torch.device) -> int:
-    """Threads that compute: one a core on a CPU, one that launches kernels on a GPU."""
-    return (os.cpu_count() or 1) if device.type == "cpu" else 1
+def _gpu_of(local_rank: int, name: str) -> torch.device:
+    if name != "cuda":
+        raise RequestError(f"device {name!r} is one for all processes; use device='cuda', each then takes its own")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= count:
+        raise RequestError(
+            f"process {local_rank} of this machine has no GPU: {count} are there; start one for each GPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def compute_workers(device: torch.device, processes: int = 1) -> int:
+    """Threads that compute: one a core on a CPU that ``processes`` share, one that launches kernels on a GPU."""
+    return max(1, (os.cpu_count() or 1) // processes) if device.type == "cpu" else 1

@@ -8,7 +8,9 @@
     │   └── RunError               2: a RUN folder belongs to other data or other settings, or is in use
     ├── DamagedFileError           2: a model or checkpoint fails its checksum
     ├── NumericalError             1: no finite result in the widest precision
-    └── Interrupted                128 + signal: a checkpoint was written first
+    ├── Interrupted                128 + signal: a checkpoint was written first
+    ├── PeerLost                   1: another process of the same run is gone
+    └── Reported                   as told: another process of the same run tells the user why it ends
 
 Every message is one line: what was wrong, the value, and what to do about it.
 """
@@ -52,3 +54,15 @@ class Interrupted(StreamGMMError):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.exit_status = 128 + signal_number
+
+
+class PeerLost(StreamGMMError):
+    """Another process of the same run ended without a word, or cannot be reached."""
+
+
+class Reported(StreamGMMError):
+    """The run ends for a reason that another of its processes tells the user."""
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__("another process of this run tells why it ends")
+        self.exit_status = exit_status

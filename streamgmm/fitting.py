@@ -4,98 +4,46 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from streamgmm.checkpoint import History
 from streamgmm.device import compute_workers, resolve_device
-from streamgmm.errors import RunError
+from streamgmm.distributed import ALONE, Message, World
+from streamgmm.errors import DataError, RunError
+from streamgmm.estep import bind
+from streamgmm.evaluation import Evaluation, evaluate
+from streamgmm.feed import Feed
 from streamgmm.frame import frame_of
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
+from streamgmm.io.traffic import bottleneck
 from streamgmm.kernels import Problem
 from streamgmm.memory import MemoryPlan, Wishes, plan_fit
 from streamgmm.mixture import Mixture
 from streamgmm.parallel import one_thread
-from streamgmm.precision import check_sample, first_precision
+from streamgmm.precision import check_sample, choose_precision, first_precision
 from streamgmm.recorder import Progress, Recorder
 from streamgmm.request import FitRequest, identity_of, validate
+from streamgmm.result import FitResult, FittedModel, best_model
 from streamgmm.run import RunFolder
-from streamgmm.seeding import draw_sample, first_mixture
-from streamgmm.steps.em import Candidate, StepSettings
-from streamgmm.training import TrainingSettings, TrainingState, train
+from streamgmm.seeding import Sample, draw_sample, first_centres, first_mixture
+from streamgmm.sharing import spread
+from streamgmm.state import TrainingState, best_of
+from streamgmm.steps.candidate import Candidate, Step
+from streamgmm.steps.collapse import repair_policy
+from streamgmm.steps.em import EMStep
+from streamgmm.steps.kmeans import KMeansStep, with_centres
+from streamgmm.training import Lead, Training, TrainingSettings, train
+from streamgmm.weighting import Weighting, power_of_two_near
 
-
-@dataclass(frozen=True, eq=False)
-class FitResult:
-    """The best candidate and how it came about.
-
-    Attributes
-    ----------
-    mixture : Mixture
-    lower_bounds : tuple of float
-        Mean log-likelihood before each update, nats a sample.
-    converged, n_iter, n_passes, seconds
-    all_converged : bool
-        Whether no other start is left that a larger ``max_iter`` would go on with.
-    bytes_read : int
-        Since the beginning of the run; an interrupted run's earlier passes are included.
-    bytes_streamed : int
-        By this process, in passes; ``seconds`` too is this process's.
-    resumed : bool
-        Whether a checkpoint, or a finished run, was taken up.
-    seconds_waiting : float
-        Time this process stood waiting for data.
-    peak_device_bytes, peak_host_bytes : int
-    history : tuple of dict
-        One record an iteration and candidate.
-    plan : MemoryPlan or None
-        None when the run was finished already.
-    """
-
-    mixture: Mixture
-    lower_bounds: tuple[float, ...]
-    converged: bool
-    all_converged: bool
-    n_samples: int
-    n_passes: float
-    seconds: float
-    seconds_waiting: float
-    bytes_read: int
-    bytes_streamed: int
-    resumed: bool
-    peak_host_bytes: int
-    peak_device_bytes: int
-    history: History
-    plan: MemoryPlan | None
-
-    @property
-    def n_iter(self) -> int:
-        return len(self.lower_bounds)
-
-    def summary(self) -> dict[str, object]:
-        """The facts that ``fit --json`` prints."""
-        return {
-            "n_samples": self.n_samples,
-            "n_features": self.mixture.n_features,
-            "n_components": self.mixture.n_components,
-            "covariance_type": self.mixture.covariance_type,
-            "n_iter": self.n_iter,
-            "n_passes": self.n_passes,
-            "converged": self.converged,
-            "lower_bound": self.lower_bounds[-1] if self.lower_bounds else None,
-            "seconds": self.seconds,
-            "seconds_waiting": self.seconds_waiting,
-            "bytes_read": self.bytes_read,
-            "bytes_streamed": self.bytes_streamed,
-            "peak_host_bytes": self.peak_host_bytes,
-            "peak_device_bytes": self.peak_device_bytes,
-            "resumed": self.resumed,
-            "digest": self.mixture.digest,
-        }
+_POOL_ROWS = 8192
+_POOL_BYTES = 16 << 20
 
 
 def fit(
@@ -105,11 +53,12 @@ def fit(
     progress: Progress | None = None,
     *,
     fresh: bool = False,
+    world: World = ALONE,
 ) -> FitResult:
     """Fit a mixture to every row of ``source``.
 
     With ``output``, a RUN folder, an unfinished run there is resumed and the result is left there; ``fresh`` moves
-    what is there aside and starts over.
+    what is there aside and starts over. Where ``world`` has other processes, this is the leader, and they `assist`.
 
     Raises
     ------
@@ -119,34 +68,52 @@ def fit(
         No finite result.
     Interrupted
         ``progress.stop_requested`` named a signal; a checkpoint was written first.
+    PeerLost
+        Another process is gone; what it had summed since the last checkpoint is lost.
     """
-    progress = progress or Progress()
-    validate(request, source)
-    device = resolve_device(request.device)
-    workers = compute_workers(device)
-    problem = Problem(request.n_components, source.shape[1], request.covariance_type)
-    plan = plan_fit(
-        source,
-        problem,
-        device,
-        Wishes(request.memory_limit, request.chunk_rows, request.threads, workers),
-        n_candidates=request.n_init,
-    )
-    job = _Job(source, request, device, workers, plan, progress)
+    job = _job(source, request, progress, world)
     if output is None:
         return _fit(job, None)
     run = RunFolder(output, fresh=fresh)
     try:
-        run.begin(identity_of(request, source, device))
+        run.begin(identity_of(request, source, job.device))
         result = _finished(run, request)
-        if result is None:
-            run.commit()
-            result = _fit(job, run)
-            details = {"lower_bounds": list(result.lower_bounds), "all_converged": result.all_converged}
-            run.finish(result.mixture, {**result.summary(), **details})
+        if result is not None:
+            world.broadcast(_NOTHING_TO_DO)
+            return result
+        run.commit()
+        result = _fit(job, run)
+        _save(run, result, request.sizes)
         return result
     finally:
         run.close()
+
+
+@one_thread()
+def assist(source: Source, request: FitRequest, progress: Progress | None = None, *, world: World) -> None:
+    """What every other process of ``world`` does while the leader fits: read its share, and do as it is told.
+
+    Raises as `fit`, or Reported where the leader does.
+    """
+    job = _job(source, request, progress, world)
+    job.progress.stage("waiting")
+    told = world.broadcast(None)
+    if told.facts == _NOTHING_TO_DO.facts:
+        return
+    settings = _settings(job, replace(_weighting(request), scale=float(told.facts["scale"])))
+    with _feed(job) as feed:
+        recorder = Recorder(
+            source.shape[0], feed.ring, None, job.progress, float("inf"), History(), time.perf_counter()
+        )
+        job.progress.stage("training")
+        train(None, Training(source, settings, job.device, recorder, world), feed)
+        if len(request.sizes) > 1 or request.holdout:
+            job.progress.stage("evaluating")
+            _evaluations(job, None, settings, feed)
+        _usage(job, feed, 0.0)
+
+
+_NOTHING_TO_DO = Message({"finished": True})
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,60 +126,210 @@ class _Job:
     workers: int
     plan: MemoryPlan
     progress: Progress
+    world: World
+
+
+def _job(source: Source, request: FitRequest, progress: Progress | None, world: World) -> _Job:
+    """Raises as `fit`, also where another process sees other data."""
+    validate(request, source)
+    device = resolve_device(request.device, world.local_rank)
+    workers = compute_workers(device, world.local_size)
+    job = _Job(source, request, device, workers, _plan(source, request, device, workers), progress or Progress(), world)
+    fingerprints = [message.facts["data"] for message in world.gather(Message({"data": source.fingerprint}))]
+    for rank, fingerprint in enumerate(fingerprints):
+        if fingerprint != source.fingerprint:
+            raise DataError(f"{source.name}: process {rank} sees other data under this name; show all of them the same")
+    return job
+
+
+def _plan(source: Source, request: FitRequest, device: torch.device, workers: int) -> MemoryPlan:
+    def problems(sizes: Iterable[int]) -> list[Problem]:
+        return [Problem(k, source.shape[1], request.covariance_type) for k in sizes]
+
+    trained = request.sizes if request.split_to is None else (request.split_to,)
+    smaller = (*request.sizes, *((1,) if request.collapse == "drop" else ()))
+    wishes = Wishes(request.memory_limit, request.chunk_rows, request.threads, workers)
+    pool = _pool_rows(source, request)
+    candidates = problems(trained * request.n_init)
+    return plan_fit(source, candidates, device, wishes, smaller=problems(smaller), hard=request.hard, pool=pool)
+
+
+def _pool_rows(source: Source, request: FitRequest) -> int:
+    """Rows that empty components may restart from."""
+    return min(_POOL_ROWS, max(1, _POOL_BYTES // (8 * source.shape[1]))) if request.collapse == "reseed" else 0
 
 
 @one_thread()
 def _fit(job: _Job, run: RunFolder | None) -> FitResult:
-    """Seed or resume, train, and describe the best candidate."""
+    """Seed or resume, train, and describe the best candidate of each size."""
     source, request, device, progress = job.source, job.request, job.device, job.progress
     n_samples, n_features = source.shape
     begun = time.perf_counter()
     loaded = run.latest(device, progress.warn) if run else None
     progress.stage("sampling")
-    sample, sampled = draw_sample(source, request.n_components, request.seed)
-    rows = torch.from_numpy(sample).to(device)
-    check_rows = check_sample(rows)
+    weighting = _weighting(request)
+    sample = draw_sample(source, max(request.sizes), request.seed, weighting)
+    if sample.weights is not None:
+        weighting = replace(weighting, scale=power_of_two_near(sample.weights))
+    rows = torch.from_numpy(sample.rows).to(device)
+    check_rows, pool = check_sample(rows), sample.rows[: _pool_rows(source, request)].copy()
     if loaded is None:
         progress.stage("seeding")
-        state, history = _seeded(request, sample, rows, sampled, job.workers), History()
+        state, history = _seeded(job, sample, rows), History()
     else:
         state, history, _ = loaded
     del sample, rows
-    settings = TrainingSettings(
-        StepSettings(request.tol, request.reg_covar),
-        request.max_iter,
-        request.max_passes,
-        request.precision,
-        job.workers,
-    )
-    with Ring(source, job.plan.chunk_rows, device, job.plan.threads) as ring:
-        recorder = Recorder(n_samples, ring, run, progress, request.checkpoint_every, history, begun)
+    settings = _settings(job, weighting)
+    job.world.broadcast(Message({"scale": weighting.scale}))
+    with _feed(job) as feed:
+        recorder = Recorder(n_samples, feed.ring, run, progress, request.checkpoint_every, history, begun)
         progress.stage("training")
-        state = train(state, source, ring, job.plan.chunk_rows, check_rows, settings, recorder)
+        streaming = time.perf_counter()
+        lead = Lead(_step(request, pool, state), check_rows)
+        state = train(state, Training(source, settings, device, recorder, job.world, lead), feed)
         recorder.save(state)
-    best = state.best
+        models = _models(state, request, weighting.scale)
+        rows_read = state.rows_read
+        if len(models) > 1 or request.holdout:
+            progress.stage("evaluating")
+            models = _evaluated(job, models, state, settings, check_rows, feed)
+            rows_read += n_samples
+        usage = _usage(job, feed, streaming)
     return FitResult(
-        mixture=best.mixture,
-        lower_bounds=best.lower_bounds,
-        converged=best.converged,
+        models=models,
+        best=best_model(models, request.chosen_by),
         all_converged=not state.active,
         n_samples=n_samples,
-        n_passes=state.rows_read / n_samples,
+        n_passes=rows_read / n_samples,
         seconds=time.perf_counter() - begun,
-        seconds_waiting=ring.traffic.seconds_waiting,
-        bytes_read=state.rows_read * n_features * source.dtype.itemsize,
-        bytes_streamed=ring.traffic.bytes_read,
+        bytes_read=rows_read * n_features * source.dtype.itemsize,
         resumed=loaded is not None,
-        peak_host_bytes=peak_host_bytes(),
-        peak_device_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+        skipped=state.skipped,
         history=recorder.history,
         plan=job.plan,
+        **usage,
     )
+
+
+def _weighting(request: FitRequest) -> Weighting:
+    """What a request says of weights; their scale is known after sampling."""
+    return Weighting(request.weights, request.holdout, request.seed, request.nonfinite == "skip")
+
+
+def _settings(job: _Job, weighting: Weighting) -> TrainingSettings:
+    request = job.request
+    return TrainingSettings(
+        weighting, request.max_iter, request.max_passes, request.precision, job.workers, request.hard
+    )
+
+
+def _feed(job: _Job) -> Feed:
+    plan, request = job.plan, job.request
+    host = None if request.host_memory is None else request.host_memory // job.world.local_size
+    # What the plan leaves of the limit keeps the first chunks.
+    spare = 0 if plan.limit is None else plan.limit - plan.needed
+
+    def open_ring(rows: int) -> Ring:
+        return Ring(
+            job.source,
+            rows,
+            job.device,
+            plan.threads,
+            host_memory=host,
+            device_memory=spare,
+            notify=job.progress.warn,
+        )
+
+    return Feed(open_ring, plan.chunk_rows, plan.granule)
+
+
+def _usage(job: _Job, feed: Feed, begun: float) -> dict[str, Any]:
+    """What the processes took, on the leader: bytes added up; waiting, and memory, of the one that has most.
+
+    The bottleneck since ``begun``, and where rows came from, are the leader's own.
+    """
+    device, traffic = job.device, feed.ring.traffic
+    own = {
+        "bytes_streamed": traffic.bytes_read,
+        "bytes_copied": traffic.bytes_copied,
+        "seconds_waiting": traffic.seconds_waiting,
+        "peak_host_bytes": peak_host_bytes(),
+        "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+    }
+    all_of_them = [message.facts for message in job.world.gather(Message(own))]
+    if not all_of_them:
+        return {}
+    return {
+        **{name: (sum if name.startswith("bytes") else max)(each[name] for each in all_of_them) for name in own},
+        "bottleneck": bottleneck(traffic, time.perf_counter() - begun),
+        "hit_rates": traffic.hit_rates,
+    }
 
 
 def peak_host_bytes() -> int:
     """Largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _step(request: FitRequest, pool: np.ndarray, state: TrainingState) -> Step:
+    repair = repair_policy(request.collapse, torch.from_numpy(pool), state.frame)
+    if request.hard:
+        return KMeansStep(request.tol, repair)
+    return EMStep(request.tol, request.reg_covar, repair, request.split_to or 0)
+
+
+def _models(state: TrainingState, request: FitRequest, scale: float) -> tuple[FittedModel, ...]:
+    """The best start of each size; the candidates lie size by size."""
+    starts = range(0, len(state.candidates), request.n_init)
+    found = (best_of(state.candidates[first : first + request.n_init]) for first in starts)
+    return tuple(
+        FittedModel(c.mixture, c.lower_bounds, c.converged, c.n_rows / scale, hard=request.hard) for c in found
+    )
+
+
+def _evaluated(
+    job: _Job,
+    models: tuple[FittedModel, ...],
+    state: TrainingState,
+    settings: TrainingSettings,
+    check_rows: torch.Tensor,
+    feed: Feed,
+) -> tuple[FittedModel, ...]:
+    """The models with their likelihoods at the final parameters, from one more pass."""
+    frame, workers, hard = state.frame, job.workers, job.request.hard
+
+    def candidate(mixture: Mixture) -> Candidate:
+        precision = job.request.precision
+        if precision == "auto":
+            precision = choose_precision(mixture, frame, first_precision(precision), check_rows, workers, hard)
+        return Candidate(mixture, precision)
+
+    final = TrainingState(tuple(candidate(model.mixture) for model in models), frame)
+    scale = settings.weighting.scale
+    return tuple(
+        replace(model, evaluation=replace(evaluation, n_rows=evaluation.n_rows / scale))
+        for model, evaluation in zip(models, _evaluations(job, final, settings, feed), strict=True)
+    )
+
+
+def _evaluations(job: _Job, final: TrainingState | None, settings: TrainingSettings, feed: Feed) -> list[Evaluation]:
+    """Of the candidates of ``final``, which the leader brings; the others get nothing."""
+    shared = spread(final, job.world, job.device)
+    assert shared is not None
+    bound = [
+        bind(candidate.mixture, shared.frame, candidate.precision, job.device, job.workers, job.request.hard)
+        for candidate in shared.candidates
+    ]
+    return evaluate(job.source.shape[0], bound, settings.weighting, feed.ring, feed.chunk_rows, job.world)
+
+
+def _save(run: RunFolder, result: FitResult, sizes: tuple[int, ...]) -> None:
+    """Every model, the best one last: its file says that the run is finished."""
+    if len(sizes) > 1:
+        for size, model in zip(sizes, result.models, strict=True):
+            run.save_model(size, model.mixture, {**model.summary(), **model.details()})
+    facts = {**result.facts(), "all_converged": result.all_converged}
+    run.finish(result.mixture, {**facts, **result.model.summary(), **result.model.details(), "sizes": list(sizes)})
 
 
 def _finished(run: RunFolder, request: FitRequest) -> FitResult | None:
@@ -224,58 +341,68 @@ def _finished(run: RunFolder, request: FitRequest) -> FitResult | None:
     facts = metadata.get("result")
     if not isinstance(facts, dict) or "all_converged" not in facts:
         raise RunError(f"{run.path}: holds a model that no fit wrote; name another --output")
-    bounds = tuple(facts["lower_bounds"])
-    n_passes = float(facts["n_passes"])
-    if len(bounds) > request.max_iter:
+    several = facts["sizes"] if len(facts.get("sizes", ())) > 1 else ()
+    models = tuple(FittedModel.from_details(*run.load_model(size)) for size in several)
+    models = models or (FittedModel.from_details(mixture, facts),)
+    n_passes, n_iter = float(facts["n_passes"]), max(model.n_iter for model in models)
+    if n_iter > request.max_iter:
         raise RunError(
-            f"{run.path}: has run {len(bounds)} iterations already, more than max_iter={request.max_iter}; "
-            f"ask for {len(bounds)} or more, or name another --output"
+            f"{run.path}: has run {n_iter} iterations already, more than max_iter={request.max_iter}; "
+            f"ask for {n_iter} or more, or name another --output"
         )
-    if not facts["all_converged"] and len(bounds) < request.max_iter and n_passes + 1 <= request.max_passes:
+    if not facts["all_converged"] and n_iter < request.max_iter and n_passes + 1 <= request.max_passes:
         return None
+    kept = (
+        "n_samples",
+        "n_passes",
+        "seconds",
+        "seconds_waiting",
+        "bytes_read",
+        "bytes_streamed",
+        "bytes_copied",
+        "skipped",
+    )
     return FitResult(
-        mixture=mixture,
-        lower_bounds=bounds,
+        models=models,
+        best=best_model(models, request.chosen_by),
         history=(),
         plan=None,
         resumed=True,
-        **{
-            name: facts[name]
-            for name in (
-                "converged",
-                "all_converged",
-                "n_samples",
-                "n_passes",
-                "seconds",
-                "seconds_waiting",
-                "bytes_read",
-                "bytes_streamed",
-                "peak_host_bytes",
-                "peak_device_bytes",
-            )
-        },
+        bottleneck=str(facts.get("bottleneck", "")),
+        hit_rates=dict(facts.get("hit_rates", {})),
+        **{name: facts.get(name, 0) for name in (*kept, "all_converged", "peak_host_bytes", "peak_device_bytes")},
     )
 
 
-def _seeded(request: FitRequest, sample: np.ndarray, rows: torch.Tensor, sampled: int, workers: int) -> TrainingState:
-    frame = frame_of(sample, request.covariance_type)
+def _seeded(job: _Job, sample: Sample, rows: torch.Tensor) -> TrainingState:
+    """Candidates to start from, size by size."""
+    request, workers = job.request, job.workers
+    frame = frame_of(sample.rows, request.covariance_type)
     # One scale for all features: seeding measures distances in the data's own proportions.
-    seeding_frame = frame_of(sample, "spherical")
-    candidates = tuple(
-        Candidate(
-            first_mixture(
-                rows,
-                seeding_frame,
-                request.n_components,
-                request.covariance_type,
-                request.init,
-                request.start,
-                request.reg_covar,
-                [request.seed, 1 + i],
-                workers,
-            ),
-            first_precision(request.precision),
+    seeding_frame = frame_of(sample.rows, "spherical")
+    weights = None if sample.weights is None else torch.from_numpy(sample.weights).to(rows.device)
+
+    def first(n_components: int, start: int) -> Mixture:
+        seed = [request.seed, 1 + start]
+        if request.hard:
+            centres = first_centres(
+                rows, seeding_frame, n_components, request.init, request.start, seed, workers, weights
+            )
+            return with_centres(*centres)
+        return first_mixture(
+            rows,
+            seeding_frame,
+            n_components,
+            request.covariance_type,
+            request.init,
+            request.start,
+            request.reg_covar,
+            seed,
+            workers,
+            weights,
         )
-        for i in range(request.n_init)
+
+    candidates = tuple(
+        Candidate(first(k, i), first_precision(request.precision)) for k in request.sizes for i in range(request.n_init)
     )
-    return TrainingState(candidates, frame, rows_read=sampled)
+    return TrainingState(candidates, frame, rows_read=sample.rows_read)

@@ -23,6 +23,7 @@ from streamgmm.kernels.tiled import TiledKernel, TiledParameters, normalise
 from streamgmm.memory import Wishes, plan_inference
 from streamgmm.mixture import Float64Array, Mixture
 from streamgmm.precision import CHECK_ROWS, choose_precision, first_precision
+from streamgmm.sampling import factors_of
 from streamgmm.seeding import check_finite, uniform_rows
 
 KernelType = TypeVar("KernelType", bound=Kernel)
@@ -62,6 +63,7 @@ class InferenceSettings:
     memory_limit: int | None = None
     chunk_rows: int | None = None
     threads: int = 4
+    host_memory: int | None = None
 
 
 def posteriors(source: Source, mixture: Mixture, top: int, settings: InferenceSettings) -> Iterator[Posterior]:
@@ -81,7 +83,7 @@ def posteriors(source: Source, mixture: Mixture, top: int, settings: InferenceSe
     def of_rows(kernel: Kernel, rows: Tensor, parameters: Any) -> TopComponents:
         return kernel.top(rows, parameters, top)
 
-    for likelihood, labels, resp in _chunks(source, mixture, settings, select_kernel, of_rows, 8 * top + 8, top):
+    for likelihood, labels, resp in map_chunks(source, mixture, settings, select_kernel, of_rows, 8 * top + 8, top):
         yield Posterior(likelihood.numpy(), labels.numpy(), resp.numpy())
 
 
@@ -96,7 +98,7 @@ def responsibilities(source: Source, mixture: Mixture, settings: InferenceSettin
         tiles = kernel.map_joint(of_tile, rows, parameters)
         return tuple(torch.cat(pieces) for pieces in zip(*tiles, strict=True))
 
-    for _, resp in _chunks(source, mixture, settings, _dense_kernel, of_rows, 8 * mixture.n_components + 8):
+    for _, resp in map_chunks(source, mixture, settings, _dense_kernel, of_rows, 8 * mixture.n_components + 8):
         yield resp.numpy()
 
 
@@ -113,7 +115,7 @@ def log_likelihoods(source: Source, mixture: Mixture, settings: InferenceSetting
     def of_rows(kernel: Kernel, rows: Tensor, parameters: Any) -> tuple[Tensor, ...]:
         return (kernel.log_likelihood(rows, parameters),)
 
-    for (likelihood,) in _chunks(source, mixture, settings, select_kernel, of_rows, 8):
+    for (likelihood,) in map_chunks(source, mixture, settings, select_kernel, of_rows, 8):
         yield likelihood.numpy()
 
 
@@ -123,7 +125,7 @@ def mean_log_likelihood(source: Source, mixture: Mixture, settings: InferenceSet
     return fsum(float(x) for chunk in log_likelihoods(source, mixture, settings) for x in chunk) / source.shape[0]
 
 
-def _chunks(
+def map_chunks(
     source: Source,
     mixture: Mixture,
     settings: InferenceSettings,
@@ -132,7 +134,27 @@ def _chunks(
     result_bytes: int,
     top: int = 0,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """``of_rows`` of each chunk, likelihoods first, on the host, by the kernel that ``select`` gives."""
+    """``of_rows`` of each chunk, on the host, by the kernel that ``select`` gives.
+
+    Parameters
+    ----------
+    of_rows : callable
+        Of kernel, rows (n, D) on the device, and the kernel's parameters: tensors of n rows each, the first of which
+        is finite wherever the row is.
+    result_bytes : int
+        What they take a row.
+    top : int
+        Components ranked a row; 0 where none are.
+
+    Raises
+    ------
+    RequestError
+        The data's dimension is not the mixture's, or the memory limit cannot be met.
+    DataError
+        A row holds NaN or infinity; file, row and column are named.
+    NumericalError
+        The first result is not finite although the row is.
+    """
     n, d = source.shape
     if d != mixture.n_features:
         raise RequestError(f"{source.name} has {d} features and the model {mixture.n_features}; give matching data")
@@ -149,7 +171,7 @@ def _chunks(
     wishes = Wishes(settings.memory_limit, settings.chunk_rows, settings.threads, workers)
     plan = plan_inference(source, problem, device, wishes, kernel, result_bytes, top)
     parameters = kernel.parameters(mixture, frame, device)
-    with Ring(source, plan.chunk_rows, device, plan.threads) as ring:
+    with Ring(source, plan.chunk_rows, device, plan.threads, host_memory=settings.host_memory) as ring:
         for chunk in ring.stream(plan_chunks(n, plan.chunk_rows)):
             results = tuple(result.cpu() for result in of_rows(kernel, chunk.rows, parameters))
             if not torch.isfinite(results[0]).all():
@@ -184,15 +206,14 @@ def sample(mixture: Mixture, n_samples: int, rng: np.random.RandomState) -> tupl
     """Draw rows (n, D) fp64 and their components (n,), grouped by component as scikit-learn does."""
     if n_samples < 1:
         raise RequestError(f"n_samples must be at least 1; got {n_samples}")
+    factors = factors_of(mixture)
     counts = rng.multinomial(n_samples, mixture.weights)
-    d = mixture.n_features
     pieces = []
     for k, count in enumerate(counts):
-        noise = rng.standard_normal((int(count), d))
+        noise = rng.standard_normal((int(count), mixture.n_features))
         if mixture.covariance_type in ("diag", "spherical"):
-            deviations = noise * np.sqrt(mixture.covariances[k])
+            deviations = noise * factors[k]
         else:
-            covariance = mixture.covariances if mixture.covariance_type == "tied" else mixture.covariances[k]
-            deviations = noise @ np.linalg.cholesky(covariance).T
+            deviations = noise @ (factors if mixture.covariance_type == "tied" else factors[k]).T
         pieces.append(mixture.means[k] + deviations)
     return np.concatenate(pieces), np.repeat(np.arange(mixture.n_components), counts)

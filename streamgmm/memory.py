@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -13,7 +13,7 @@ from streamgmm.io.bfloat16 import value_dtype
 from streamgmm.io.plan import round_chunk_rows
 from streamgmm.io.ring import DEVICE_BUFFERS, SLOTS
 from streamgmm.io.sources.base import Source
-from streamgmm.kernels import PRECISIONS, Kernel, Problem, select_kernel
+from streamgmm.kernels import Kernel, Problem, available_precisions, select_kernel
 from streamgmm.precision import CHECK_ROWS
 from streamgmm.seeding import sample_size, seeding_bytes
 from streamgmm.statistics import SEGMENTS, scatter_shape
@@ -54,18 +54,30 @@ class MemoryPlan:
         Bytes on the device (growth of the process on a CPU) that the plan adds up to.
     limit : int or None
         Bytes allowed.
+    granule : int
+        What a chunk must be a whole number of, should it have to shrink.
     """
 
     chunk_rows: int
     threads: int
     needed: int
     limit: int | None
+    granule: int
 
 
 def plan_fit(
-    source: Source, problem: Problem, device: torch.device, wishes: Wishes, n_candidates: int = 1
+    source: Source,
+    problems: Sequence[Problem],
+    device: torch.device,
+    wishes: Wishes,
+    *,
+    smaller: Sequence[Problem] = (),
+    hard: bool = False,
+    pool: int = 0,
 ) -> MemoryPlan:
-    """The largest useful chunk with which a fit keeps to its limit.
+    """The largest useful chunk with which a fit of a model of each of ``problems`` keeps to its limit.
+
+    On its way a model may be one of the ``smaller`` problems; ``pool`` rows are kept for components to restart from.
 
     Raises
     ------
@@ -73,19 +85,24 @@ def plan_fit(
         Even the smallest chunk does not fit; the message gives the limit that would do.
     """
     n, d = source.shape
-    kernels = [select_kernel(problem, p, device, wishes.workers) for p in PRECISIONS]
+    largest = max(problems, key=lambda problem: problem.n_components)
+    precisions = available_precisions(largest, device, hard)
+    kernels = [select_kernel(largest, p, device, wishes.workers, hard) for p in precisions]
     row_bytes = d * source.dtype.itemsize
-    sample = sample_size(n, d, problem.n_components)
+    sample = sample_size(n, d, largest.n_components)
     sampled_bytes = d * value_dtype(source.dtype).itemsize
-    seeding = sample * sampled_bytes + seeding_bytes(problem, sample, wishes.workers)
-    resident = statistics_bytes(problem) * (_OPEN_NODES + _UPDATE_COPIES) * n_candidates
+    seeding = sample * sampled_bytes + seeding_bytes(largest, sample, wishes.workers)
+    resident = sum(statistics_bytes(problem) for problem in problems) * (_OPEN_NODES + _UPDATE_COPIES)
+    # Fewer components may mean larger granules, and every chunk is a whole number of every model's.
+    granule = max(kernel.granule(problem) for kernel in kernels for problem in (*problems, *smaller))
 
     def needed(rows: int, threads: int) -> int:
-        scratch = max(kernel.scratch_bytes(problem, min(rows, n), wishes.workers) for kernel in kernels)
-        streaming = _streaming(source, device, rows, threads) + scratch + min(n, CHECK_ROWS) * sampled_bytes
-        return max(streaming, seeding) + resident + _RUNTIME_BYTES[device.type]
+        scratch = max(kernel.scratch_bytes(largest, min(rows, n), wishes.workers) for kernel in kernels)
+        streaming = _streaming(source, device, rows, threads) + scratch
+        kept = (min(n, CHECK_ROWS) + min(n, pool)) * sampled_bytes
+        return max(streaming + kept, seeding) + resident + _RUNTIME_BYTES[device.type]
 
-    return _largest(source, problem, device, wishes, kernels, row_bytes, needed)
+    return _largest(source, largest, device, wishes, granule, row_bytes, needed)
 
 
 def plan_inference(
@@ -109,7 +126,7 @@ def plan_inference(
         return _streaming(source, device, rows, threads) + scratch + results + _RUNTIME_BYTES[device.type]
 
     row_bytes = source.shape[1] * source.dtype.itemsize + 2 * result_bytes
-    return _largest(source, problem, device, wishes, [kernel], row_bytes, needed)
+    return _largest(source, problem, device, wishes, kernel.granule(problem), row_bytes, needed)
 
 
 def _streaming(source: Source, device: torch.device, rows: int, threads: int) -> int:
@@ -127,12 +144,11 @@ def _largest(
     problem: Problem,
     device: torch.device,
     wishes: Wishes,
-    kernels: list[Kernel],
+    granule: int,
     row_bytes: int,
     needed: Callable[[int, int], int],
 ) -> MemoryPlan:
     """The wished chunk and threads, made smaller until ``needed`` keeps to the limit: decoders first, then chunks."""
-    granule = max(kernel.granule(problem) for kernel in kernels)
     # A stored chunk that is cut is decoded once for each piece.
     ours = max(_CHUNK_BYTES[device.type] // row_bytes, source.read_granule)
     rows, threads = round_chunk_rows(max(wishes.chunk_rows or ours, granule), granule), wishes.threads
@@ -150,7 +166,7 @@ def _largest(
             f"components of {problem.n_features} features: at least {least} MiB is needed; raise --memory "
             "(memory_limit) or use fewer components"
         )
-    return MemoryPlan(rows, threads, needed(rows, threads), limit)
+    return MemoryPlan(rows, threads, needed(rows, threads), limit, granule)
 
 
 def statistics_bytes(problem: Problem) -> int:

@@ -89,6 +89,12 @@ class Mixture:
         free = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}
         return free[self.covariance_type] + k * d + k - 1
 
+    @property
+    def effective_components(self) -> float:
+        """exp of the weights' entropy: K for equal weights, 1 where one component has everything."""
+        weights = self.weights[self.weights > 0]
+        return float(np.exp(-(weights * np.log(weights)).sum()))
+
     @cached_property
     def precisions_cholesky(self) -> Float64Array:
         """Upper-triangular U with U Uᵀ = Σ⁻¹ (full, tied), or 1/σ (diag, spherical), as in scikit-learn.
@@ -170,7 +176,7 @@ def load_model(path: str | Path) -> tuple[Mixture, dict[str, object]]:
     file = path / "model.safetensors" if path.is_dir() else path
     tensors, metadata = load_tensors(file)
     if metadata.get("format") != "streamgmm-model":
-        held = metadata.get("format")
+        held = str(metadata.get("format"))[:40]
         raise DamagedFileError(f"{file}: holds {held!r}, not a streamgmm model; name a model or a RUN")
     try:
         mixture = Mixture.from_tensors(tensors, str(metadata["covariance_type"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,6 +65,10 @@ _local = local()
 @lru_cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "streamgmm-tile", initializer=_set_up)
+
+
+# A forked child inherits the pool and none of its threads: work given to it would never be done.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _set_up() -> None:

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from streamgmm.errors import Interrupted
 from streamgmm.io.ring import Ring
+from streamgmm.io.traffic import bottleneck
 from streamgmm.recorder import Progress
-from streamgmm.training import TrainingState
+from streamgmm.state import TrainingState
 
 Bar: TypeAlias = "tqdm[NoReturn]"
 
@@ -32,10 +33,12 @@ class TerminalProgress(Progress):
         self._bar: Bar | None = None
         self._training = False
         self._signal: int | None = None
-        self._rate = (time.perf_counter(), 0)
+        self._begun = time.perf_counter()
+        self._rate = (self._begun, 0)
 
     def stage(self, text: str) -> None:
         self._training = text == "training"
+        self._begun = time.perf_counter()
         if self._quiet or self._training:
             return
         self._say(f"{text} …")
@@ -51,17 +54,19 @@ class TerminalProgress(Progress):
             self._rate = (now, ring.traffic.bytes_read)
             bounds = state.best.lower_bounds
             known = f"lower bound {bounds[-1]:.4f}, " if bounds else ""
-            bar.set_postfix_str(f"{known}{rate:.2f} GB/s", refresh=False)
-        cursor = state.cursor or n_samples
+            limit = bottleneck(ring.traffic, now - self._begun)
+            bar.set_postfix_str(f"{known}{rate:.2f} GB/s, limited by {limit}", refresh=False)
+        cursor = state.rows_summed(n_samples) or n_samples
         if cursor < bar.n:  # another pass
             bar.reset()
-        bar.set_description(f"iteration {state.n_iter + bool(state.partials)}", refresh=False)
+        bar.set_description(f"iteration {state.n_iter + bool(state.trees)}", refresh=False)
         bar.update(cursor - bar.n)
 
     def iteration(self, record: dict[str, object]) -> None:
         if self._quiet:
             return
-        line = f"iteration {record['iteration']:>4}  lower bound {record['lower_bound']:.6f}"
+        line = f"iteration {record['iteration']:>4}  {record['n_components']:>5} components"
+        line += f"  lower bound {record['lower_bound']:.6f}"
         if record["change"] is not None:
             line += f"  change {record['change']:+.2e}"
         for what in ("empty", "degenerate"):

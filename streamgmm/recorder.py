@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from typing import NoReturn
 
 from streamgmm.checkpoint import History
 from streamgmm.errors import Interrupted
 from streamgmm.io.ring import Ring
 from streamgmm.run import RunFolder
-from streamgmm.training import TrainingState
+from streamgmm.state import TrainingState
 
 
 class Progress:
@@ -49,34 +50,64 @@ class Recorder:
         self._checkpoints = run.checkpoints if run else None
         self._every = every
         self._begun = self._last_saved = begun
+        self._previous = (time.perf_counter(), ring.traffic.bytes_read, ring.traffic.seconds_waiting)
+        self._saved: tuple[int, int, int] | None = None
         self.history = history
         if run is not None:
             run.write_history(history)
 
-    def __call__(self, state: TrainingState) -> None:
-        updated = not state.partials
-        if updated:
-            self._record(state)
+    def chunk(self, state: TrainingState) -> None:
         self._progress.chunk(state, self._n_samples, self._ring)
-        stop = self._progress.stop_requested()
-        now = time.perf_counter()
-        if stop is not None:
+
+    def wants(self) -> bool:
+        due = self._checkpoints is not None and time.perf_counter() - self._last_saved >= self._every
+        return due or self.stop_requested() is not None
+
+    def stop_requested(self) -> int | None:
+        return self._progress.stop_requested()
+
+    def warn(self, text: str) -> None:
+        self._progress.warn(text)
+
+    def updated(self, state: TrainingState) -> None:
+        self._record(state)
+        self.checkpoint(state)
+
+    def checkpoint(self, state: TrainingState) -> None:
+        self._hand_over(state)
+        self._last_saved = time.perf_counter()
+
+    def rescue(self, state: TrainingState) -> None:
+        if self._saved is None or self._done(state)[:2] > self._saved[:2]:
             self.save(state)
-            saved = "run the same command again to go on" if self._checkpoints else "nothing was saved without --output"
-            raise Interrupted(stop, f"stopped by {signal.Signals(stop).name}; {saved}")
-        due = updated or now - self._last_saved >= self._every
-        if self._checkpoints is not None and due and not state.comparing:
-            self._checkpoints.save(state, self.history)
-            self._last_saved = now
+
+    def stop(self, state: TrainingState, number: int) -> NoReturn:
+        self.save(state)
+        saved = "run the same command again to go on" if self._checkpoints else "nothing was saved without --output"
+        raise Interrupted(number, f"stopped by {signal.Signals(number).name}; {saved}")
 
     def save(self, state: TrainingState) -> None:
-        """Checkpoint ``state``, or leave the one before it where rows may have changed; wait until it is durable."""
-        if self._checkpoints is not None:
-            if not state.comparing:
-                self._checkpoints.save(state, self.history)
+        """Checkpoint ``state``; wait until it is durable."""
+        self._hand_over(state)
+        if self._run is not None and self._checkpoints is not None:
             self._checkpoints.flush()
+            # Lines are appended without waiting for the disk; a power cut may have taken some.
+            self._run.write_history(self.history)
+
+    def _hand_over(self, state: TrainingState) -> None:
+        done = self._done(state)
+        if self._checkpoints is not None and done != self._saved:
+            self._checkpoints.save(state, self.history)
+            self._saved = done
+
+    def _done(self, state: TrainingState) -> tuple[int, int, int]:
+        """How far ``state`` is: updates, rows of the pass under way, and rows read, which only grow."""
+        return state.n_iter, state.rows_summed(self._n_samples), state.rows_read
 
     def _record(self, state: TrainingState) -> None:
+        now = (time.perf_counter(), self._ring.traffic.bytes_read, self._ring.traffic.seconds_waiting)
+        seconds, streamed, waiting = (after - before for after, before in zip(now, self._previous, strict=True))
+        self._previous = now
         for i, candidate in enumerate(state.candidates):
             iteration = candidate.n_iter
             if iteration != state.n_iter:  # converged in an earlier pass
@@ -84,6 +115,7 @@ class Recorder:
             bounds = candidate.lower_bounds
             record: dict[str, object] = {
                 "candidate": i,
+                "n_components": candidate.mixture.n_components,
                 "iteration": iteration,
                 "lower_bound": bounds[-1],
                 "change": bounds[-1] - bounds[-2] if iteration > 1 else None,
@@ -91,8 +123,14 @@ class Recorder:
                 "converged": candidate.converged,
                 "empty": list(candidate.empty),
                 "degenerate": list(candidate.degenerate),
+                "skipped": state.skipped,
                 "n_passes": state.rows_read / self._n_samples,
-                "seconds": time.perf_counter() - self._begun,
+                "effective_components": candidate.mixture.effective_components,
+                "seconds": now[0] - self._begun,
+                # Since the update before, or since training began in this process.
+                "update_seconds": seconds,
+                "update_bytes": streamed,
+                "update_waiting": waiting,
             }
             self.history = (*self.history, record)
             self._progress.iteration(record)

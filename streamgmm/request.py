@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS
 from streamgmm.mixture import COVARIANCE_TYPES, covariance_shape
 from streamgmm.seeding import INIT_METHODS, Start
+from streamgmm.steps.collapse import POLICIES
 
 _FORMAT = 1
 """Raised when the bits of a result change: a run of another format cannot be resumed."""
@@ -21,11 +23,30 @@ _FORMAT = 1
 class FitRequest:
     """Everything a user can ask of a fit. Defaults are those of scikit-learn where it has the parameter.
 
-    Attributes that change the result: n_components, covariance_type, tol, reg_covar, max_iter, max_passes, n_init,
-    init, start, seed, precision, device. The others change only speed and memory.
+    ``memory_limit``, ``host_memory``, ``chunk_rows``, ``threads`` and ``checkpoint_every`` change only speed and
+    memory; ``criterion`` only which of several sizes is called the best. The others change the result.
+
+    Attributes
+    ----------
+    n_components : int or sequence of int
+        Several sizes are trained side by side on the same passes.
+    model : {'gmm', 'kmeans'}
+        ``kmeans`` assigns each row to the nearest centre; the model is then spherical, with equal weights.
+    weights : Source or None
+        Sample weights, (N, 1).
+    holdout : float
+        Fraction of the rows kept out of training, on which the models are scored at the end.
+    nonfinite : {'raise', 'skip'}
+        What to do about rows that hold NaN or infinity.
+    collapse : {'floor', 'reseed', 'split', 'drop'}
+        What to do about components that own no row; `steps.collapse` has the list.
+    split_to : int or None
+        Grow to so many components by splitting the heaviest whenever the mixture has converged.
+    criterion : {'auto', 'bic', 'aic', 'held_out'}
+        By which the best of several sizes is chosen; ``auto`` is ``held_out`` where rows are held out, else ``bic``.
     """
 
-    n_components: int
+    n_components: int | Sequence[int]
     covariance_type: str = "full"
     tol: float = 1e-3
     reg_covar: float = 1e-6
@@ -38,19 +59,51 @@ class FitRequest:
     precision: str = "auto"
     device: str = "auto"
     memory_limit: int | None = None
+    host_memory: int | None = None
     chunk_rows: int | None = None
     threads: int = 4
     checkpoint_every: float = 60.0
+    model: str = "gmm"
+    weights: Source | None = None
+    holdout: float = 0.0
+    nonfinite: str = "raise"
+    collapse: str = "floor"
+    split_to: int | None = None
+    criterion: str = "auto"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of components asked for."""
+        given = self.n_components
+        return tuple(int(k) for k in given) if isinstance(given, Sequence) else (int(given),)
+
+    @property
+    def hard(self) -> bool:
+        return self.model == "kmeans"
+
+    @property
+    def chosen_by(self) -> str:
+        """``criterion``, resolved."""
+        if self.criterion != "auto":
+            return self.criterion
+        return "held_out" if self.holdout else "bic"
 
 
 def validate(request: FitRequest, source: Source) -> None:
     """Raise RequestError, naming parameter, value and remedy, for what no fit of ``source`` can meet."""
     n, d = source.shape
-    k = request.n_components
-    if k < 1:
-        raise RequestError(f"n_components must be at least 1; got {k}")
-    if k > n:
-        raise RequestError(f"n_components is {k} and {source.name} has only {n} rows; ask for at most {n} components")
+    if not request.sizes:
+        raise RequestError("n_components names no number of components; give at least one")
+    if len(set(request.sizes)) < len(request.sizes):
+        raise RequestError(f"n_components must name each number once; got {request.sizes}")
+    for k in (*request.sizes, *([] if request.split_to is None else [request.split_to])):
+        if k < 1:
+            raise RequestError(f"n_components must be at least 1; got {k}")
+        if k > n:
+            raise RequestError(
+                f"n_components is {k} and {source.name} has only {n} rows; ask for at most {n} components"
+            )
+    _validate_choices(request)
     if request.covariance_type not in COVARIANCE_TYPES:
         raise RequestError(
             f"covariance_type must be one of {', '.join(COVARIANCE_TYPES)}; got {request.covariance_type!r}"
@@ -67,6 +120,9 @@ def validate(request: FitRequest, source: Source) -> None:
         raise RequestError(f"reg_covar must be at least 0 and finite; got {request.reg_covar}")
     if request.chunk_rows is not None and request.chunk_rows < 1:
         raise RequestError(f"chunk_rows must be at least 1; got {request.chunk_rows}")
+    if len(request.sizes) > 1 and any(value is not None for value in vars(request.start).values()):
+        raise RequestError("starting parameters belong to one number of components; give a single n_components")
+    k = request.sizes[0]
     shapes = {
         "weights": (k,),
         "means": (k, d),
@@ -78,12 +134,42 @@ def validate(request: FitRequest, source: Source) -> None:
             raise RequestError(f"{name}_init must have shape {shape}; got {np.shape(given)}")
 
 
+_CHOICES = {
+    "model": ("gmm", "kmeans"),
+    "nonfinite": ("raise", "skip"),
+    "collapse": POLICIES,
+    "criterion": ("auto", "bic", "aic", "held_out"),
+}
+
+
+def _validate_choices(request: FitRequest) -> None:
+    for name, choices in _CHOICES.items():
+        if getattr(request, name) not in choices:
+            raise RequestError(f"{name} must be one of {', '.join(choices)}; got {getattr(request, name)!r}")
+    if not 0 <= request.holdout < 1:
+        raise RequestError(f"holdout must be a fraction, at least 0 and below 1; got {request.holdout}")
+    if request.criterion == "held_out" and not request.holdout:
+        raise RequestError("criterion 'held_out' needs rows that are held out; set holdout, such as 0.05")
+    if request.split_to is not None:
+        if request.hard or len(request.sizes) > 1:
+            raise RequestError("split_to grows one Gaussian mixture; give a single n_components and model='gmm'")
+        if request.split_to < request.sizes[0]:
+            raise RequestError(f"split_to must be at least n_components, {request.sizes[0]}; got {request.split_to}")
+    if request.hard and request.covariance_type != "spherical":
+        raise RequestError(f"model 'kmeans' is spherical; got covariance_type {request.covariance_type!r}")
+
+
 def identity_of(request: FitRequest, source: Source, device: torch.device) -> dict[str, object]:
     """What a run's result depends on: must be equal for it to be resumed."""
     start = {
         name: None if value is None else np.asarray(value, dtype=np.float64).tolist()
         for name, value in asdict(request.start).items()
     }
+    # Later settings are named only where they differ from what runs did before there were any.
+    later = ("model", "holdout", "nonfinite", "collapse", "split_to")
+    extra = {name: getattr(request, name) for name in later if getattr(request, name) != getattr(FitRequest, name)}
+    if request.weights is not None:
+        extra["weights"] = request.weights.fingerprint
     return {
         "format": _FORMAT,
         "fingerprint": source.fingerprint,
@@ -92,8 +178,10 @@ def identity_of(request: FitRequest, source: Source, device: torch.device) -> di
         "start": start,
         **{
             name: getattr(request, name)
-            for name in ("n_components", "covariance_type", "tol", "reg_covar", "n_init", "init", "seed", "precision")
+            for name in ("covariance_type", "tol", "reg_covar", "n_init", "init", "seed", "precision")
         },
+        "n_components": request.sizes[0] if len(request.sizes) == 1 else list(request.sizes),
+        **extra,
         "max_iter": request.max_iter,
         "max_passes": None if request.max_passes == float("inf") else request.max_passes,
     }

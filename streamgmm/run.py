@@ -13,13 +13,21 @@ import torch
 from streamgmm.checkpoint import Checkpoints, History, Loaded
 from streamgmm.errors import DamagedFileError, RunError
 from streamgmm.mixture import Mixture, load_model
-from streamgmm.storage import naming, write_atomic
+from streamgmm.storage import naming, parse_json, read_small, write_atomic
 
 _EXTENDABLE = ("max_iter", "max_passes")
 """Settings that may grow between calls: they say when to stop, not what to compute."""
 
+_FREE = ("memory", "chunk rows", "threads", "number of devices", "checkpoint interval")
+"""What changes no bit, as a person calls it."""
+
+_CALLED = {"fingerprint": "data", "shape": "data", "start": "given starting parameters", "device": "kind of device"}
+
 _CHANGED = {"fingerprint": "the data changed", "start": "the given starting parameters changed"}
 """What to say where the values would tell a person nothing."""
+
+
+_SHORT, _MANY = 40, 4
 
 
 class RunFolder:
@@ -65,6 +73,7 @@ class RunFolder:
         self._identity = identity
         try:
             self.checkpoints = Checkpoints(self.path / "checkpoints", identity)
+            self.checkpoints.sweep()
             # A call that failed before it saved anything does not tie the folder to its settings.
             if self.checkpoints.paths() or (self.path / "model.safetensors").exists():
                 self._compare(read_settings(self.path), identity)
@@ -103,6 +112,21 @@ class RunFolder:
         with naming(path), path.open("a") as file:
             file.write(_line(record))
 
+    def save_model(self, size: int, mixture: Mixture, result: Mapping[str, object]) -> None:
+        """Write one model of several, by the components asked for, with ``result`` in its metadata."""
+        folder = self.path / "models"
+        folder.mkdir(exist_ok=True)
+        mixture.save(folder / f"{size}.safetensors", result=dict(result))
+
+    def load_model(self, size: int) -> tuple[Mixture, dict[str, object]]:
+        """What `save_model` wrote: the mixture and its ``result``. Raises as `mixture.load_model`."""
+        path = self.path / "models" / f"{size}.safetensors"
+        mixture, metadata = load_model(path)
+        result = metadata.get("result")
+        if not isinstance(result, dict):
+            raise DamagedFileError(f"{path}: says nothing about its fit; restore it, or start over with --fresh")
+        return mixture, result
+
     def finish(self, mixture: Mixture, result: Mapping[str, object]) -> None:
         """Write the model, with ``result`` in its metadata."""
         mixture.save(self.path / "model.safetensors", result=dict(result))
@@ -125,13 +149,19 @@ class RunFolder:
         return _Lock(self.path / ".lock")
 
     def _compare(self, there: Mapping[str, object], asked: Mapping[str, object]) -> None:
-        for name in sorted({*there, *asked} - set(_EXTENDABLE)):
-            before, now = there.get(name), json.loads(json.dumps(asked.get(name)))
-            if before != now:
-                what = _CHANGED.get(name, f"{name} was {before!r} and is now {now!r}")
-                raise RunError(
-                    f"{self.path}: was made differently ({what}); name another --output, or start over with --fresh"
-                )
+        asked = json.loads(json.dumps(dict(asked)))
+        names = sorted({*there, *asked} - set(_EXTENDABLE))
+        different = [
+            _CHANGED.get(name, f"{name} was {_short(there.get(name))} and is now {_short(asked.get(name))}")
+            for name in names
+            if there.get(name) != asked.get(name)
+        ]
+        if different:
+            raise RunError(
+                f"{self.path}: was made differently ({_short_list(different)}); name another --output, or start over "
+                f"with --fresh ({', '.join(_called(asked))} must match; "
+                f"{', '.join(_EXTENDABLE)} may grow; {', '.join(_FREE)} may differ)"
+            )
 
 
 class _Lock:
@@ -143,7 +173,11 @@ class _Lock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._descriptor)
-            raise RunError(f"{path.parent}: another process is working in it; wait for it, or name another") from None
+            raise _in_use(path.parent) from None
+        # Between opening and locking, --fresh of another process may have moved the folder aside.
+        if not (path.exists() and os.path.samestat(os.fstat(self._descriptor), path.stat())):
+            os.close(self._descriptor)
+            raise _in_use(path.parent)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -153,6 +187,25 @@ class _Lock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _in_use(folder: Path) -> RunError:
+    return RunError(f"{folder}: another process is working in it; wait for it, or name another")
+
+
+def _called(settings: Mapping[str, object]) -> list[str]:
+    """What must match, as a person calls it."""
+    return sorted({_CALLED.get(name, name) for name in settings} - {*_EXTENDABLE, "format"})
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHORT else text[:_SHORT] + "…"
+
+
+def _short_list(parts: list[str]) -> str:
+    more = f", and {len(parts) - _MANY} more" if len(parts) > _MANY else ""
+    return ", ".join(parts[:_MANY]) + more
 
 
 def _free_name(path: Path) -> Path:
@@ -178,9 +231,11 @@ def read_settings(run: Path) -> dict[str, object]:
     """
     path = run / "config.json"
     try:
-        settings = json.loads(path.read_bytes())
+        settings = parse_json(read_small(path))
     except FileNotFoundError:
         raise RunError(f"{path}: is missing, so nobody knows what the run was; start over with --fresh") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (ValueError, RecursionError):
         raise DamagedFileError(f"{path}: not JSON; start over with --fresh") from None
     if not isinstance(settings, dict):

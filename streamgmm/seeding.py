@@ -21,6 +21,7 @@ from streamgmm.mixture import Float64Array, Mixture, covariance_shape
 from streamgmm.mstep import m_step
 from streamgmm.parallel import map_in_order
 from streamgmm.statistics import Statistics
+from streamgmm.weighting import Weighting
 
 INIT_METHODS = ("kmeans", "k-means++", "random", "random_from_data")
 
@@ -57,20 +58,54 @@ def uniform_rows(n_samples: int, count: int, rng: np.random.Generator) -> NDArra
     return rng.integers(edges[:-1], edges[1:])
 
 
-def draw_sample(source: Source, n_components: int, seed: int) -> tuple[Rows, int]:
-    """The seeding sample (n, D) as numbers of the stored type (bfloat16 as float32), and the rows storage read for it.
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Rows drawn uniformly, of those that count.
+
+    Attributes
+    ----------
+    rows : (n, D) array
+        Numbers of the stored type; bfloat16 as float32.
+    weights : (n,) fp64 array or None
+        None where each counts as one.
+    rows_read : int
+        What storage read for it.
+    """
+
+    rows: Rows
+    weights: Float64Array | None
+    rows_read: int
+
+
+def draw_sample(source: Source, n_components: int, seed: int, weighting: Weighting | None = None) -> Sample:
+    """The seeding sample; held-out rows, weightless ones, and skipped ones are not in it.
 
     Raises
     ------
     DataError
-        A sampled row holds NaN or infinity.
+        A sampled row holds NaN or infinity, or too few rows are left.
     """
+    weighting = weighting or Weighting()
     n, d = source.shape
     rng = np.random.default_rng([seed, 0])
     indices = uniform_rows(n, sample_size(n, d, n_components), rng)
+    weights = weighting.of_rows(indices)
     rows, rows_read = source.gather(indices)
+    keep = np.ones(len(rows), dtype=bool) if weights is None else weights > 0
+    if weighting.skip_nonfinite and values(rows).dtype.kind == "f":
+        keep &= np.isfinite(values(rows)).all(axis=1)
+    if not keep.all():
+        rows, indices = rows[keep], indices[keep]
+        weights = None if weights is None else weights[keep]
+        if len(rows) < n_components:
+            raise DataError(
+                f"{source.name}: only {len(rows)} of {len(keep)} sampled rows count (positive weight, finite, not held "
+                f"out), fewer than {n_components} components; check the weights and the data, or ask for fewer"
+            )
     check_finite(source, rows, indices)
-    return values(rows), rows_read
+    # Rows that are merely some of all are drawn from as if they were all.
+    uniform = weights is None or bool((weights == 1).all())
+    return Sample(values(rows), None if uniform else weights, rows_read)
 
 
 def check_finite(source: Source, rows: Rows, indices: NDArray[np.int64]) -> None:
@@ -97,6 +132,7 @@ def first_mixture(
     reg_covar: float,
     seed: list[int],
     workers: int,
+    weights: Tensor | None = None,
 ) -> Mixture:
     """Parameters to start EM from.
 
@@ -108,8 +144,10 @@ def first_mixture(
         ``k-means++`` assigns each sampled row to the nearest of K greedily drawn centres (Arthur & Vassilvitskii 2007);
         ``kmeans`` moves them by ten Lloyd iterations first; ``random_from_data`` takes random rows as centres;
         ``random`` draws responsibilities. Means given in ``start`` take the place of the centres.
+    weights : (n,) tensor, optional
+        What each row counts; positive.
     """
-    points = _Points(frame.apply(sample, torch.float32), workers)
+    points = _Points(frame.apply(sample, torch.float32), workers, weights)
     rng = np.random.default_rng(seed)
     pooled = _pooled(points, frame, n_components, covariance_type, reg_covar)
     if start.means is not None:
@@ -120,21 +158,47 @@ def first_mixture(
         centres = points.x[:1].expand(n_components, -1)
         statistics = points.random_statistics(n_components, covariance_type, rng)
     else:
-        if method == "random_from_data":
-            chosen = rng.choice(len(sample), n_components, replace=False)
-            centres = points.x[torch.from_numpy(chosen).to(sample.device)]
-        elif method in ("kmeans", "k-means++"):
-            centres = kmeans_plus_plus(points, n_components, rng)
-        else:
-            raise RequestError(f"init must be one of {', '.join(INIT_METHODS)}, or a file of means; got {method!r}")
-        if method == "kmeans":
-            centres = _lloyd(points, centres)
+        centres = _centres(points, n_components, method, rng)
         statistics = points.label_statistics(points.nearest(centres), n_components, covariance_type)
     fallback = Mixture(
         pooled.weights, centres.double().cpu().numpy() / frame.scale + frame.shift, pooled.covariances, covariance_type
     )
     mixture = m_step(frame.restore(statistics), reg_covar, fallback).mixture
     return _override(_shrunk(mixture, statistics.counts.cpu().numpy()), start)
+
+
+def first_centres(
+    sample: Tensor,
+    frame: Frame,
+    n_components: int,
+    method: str,
+    start: Start,
+    seed: list[int],
+    workers: int,
+    weights: Tensor | None = None,
+) -> tuple[Float64Array, float]:
+    """Centres (K, D) to start k-means from, and the sample's mean variance a feature, in the data's units.
+
+    ``random`` takes random rows, as k-means has no other; the rest as `first_mixture`.
+    """
+    points = _Points(frame.apply(sample, torch.float32), workers, weights)
+    rng = np.random.default_rng(seed)
+    variance = float(_pooled(points, frame, 1, "spherical", 0.0).covariances[0])
+    if start.means is not None:
+        return np.array(start.means, dtype=np.float64), variance
+    centres = _centres(points, n_components, "random_from_data" if method == "random" else method, rng)
+    return np.asarray(centres.double().cpu().numpy() / frame.scale + frame.shift), variance
+
+
+def _centres(points: _Points, n_components: int, method: str, rng: np.random.Generator) -> Tensor:
+    """Centres (K, D) among, or near, the points."""
+    if method == "random_from_data":
+        chosen = rng.choice(len(points.x), n_components, replace=False, p=points.probabilities)
+        return points.x[torch.from_numpy(chosen).to(points.x.device)]
+    if method not in ("kmeans", "k-means++"):
+        raise RequestError(f"init must be one of {', '.join(INIT_METHODS)}, or a file of means; got {method!r}")
+    centres = kmeans_plus_plus(points, n_components, rng)
+    return _lloyd(points, centres) if method == "kmeans" else centres
 
 
 def _shrunk(mixture: Mixture, counts: Float64Array) -> Mixture:
@@ -170,8 +234,10 @@ def _override(mixture: Mixture, start: Start) -> Mixture:
 class _Points:
     """The sample in the frame's coordinates, and sums over it in tiles of fixed size, in a fixed order."""
 
-    def __init__(self, x: Tensor, workers: int) -> None:
+    def __init__(self, x: Tensor, workers: int, weights: Tensor | None = None) -> None:
         self.x = x
+        self.probabilities = None if weights is None else (weights / weights.sum()).cpu().numpy()
+        self.weights = torch.ones(len(x), device=x.device) if weights is None else weights.to(x)
         self._tiles = x.split(_TILE_ROWS)
         self._workers = workers
 
@@ -220,14 +286,14 @@ class _Points:
         device = self.x.device
         total = Statistics.zeros(kind, n_components, torch.zeros(d), device)
 
-        def on_tile(tile: Tensor, piece: Tensor) -> TileSums:
+        def on_tile(tile: Tensor, piece: Tensor, weights: Tensor) -> TileSums:
             phi = tile.new_empty((n_row_features(Problem(n_components, d, kind)), len(tile)))
             phi[:d] = tile.T
             fill_features(phi, d, kind)
-            resp = responsibilities(tile, piece)
-            return TileSums(resp.sum(1), resp @ phi.T, phi @ tile if kind == "tied" else None)
+            resp = responsibilities(tile, piece).mul_(weights)
+            return TileSums(resp.sum(1), resp @ phi.T, (phi * weights) @ tile if kind == "tied" else None)
 
-        for sums in self.map(on_tile, along):
+        for sums in self.map(on_tile, along, self.weights):
             sums.add_to(total)
         return total
 
@@ -254,27 +320,29 @@ def kmeans_plus_plus(points: _Points, n_components: int, rng: np.random.Generato
     """
     x = points.x
     trials = 2 + int(np.log(n_components))
-    chosen = [int(rng.integers(len(x)))]
+    chosen = [int(rng.choice(len(x), p=points.probabilities))]
+    weights = points.weights
     first = list(points.squared_distances(x[chosen], then=lambda distances: distances[:, 0]))
     nearest = torch.cat(first)
     for _ in range(1, n_components):
         # Drawn on the host: a cumulative sum on a GPU has no fixed order.
-        cumulative = np.cumsum(nearest.double().cpu().numpy())
+        cumulative = np.cumsum((nearest * weights).double().cpu().numpy())
         if cumulative[-1] > 0:
             draws = np.searchsorted(cumulative, rng.random(trials) * cumulative[-1], side="right")
         else:  # every point coincides with a centre: any other will do
             draws = rng.integers(len(x), size=trials)
         candidates = torch.from_numpy(np.minimum(draws, len(x) - 1)).to(x.device)
-        improved = list(points.squared_distances(x[candidates], nearest, then=_nearer))
-        potentials = torch.stack([tile.sum(0, dtype=torch.float64) for tile in improved]).sum(0)
-        best = int(potentials.argmin())
+        improved = list(points.squared_distances(x[candidates], nearest, weights, then=_nearer))
+        best = int(torch.stack([potential for _, potential in improved]).sum(0).argmin())
         chosen.append(int(candidates[best]))
-        nearest = torch.cat([tile[:, best] for tile in improved])
+        nearest = torch.cat([tile[:, best] for tile, _ in improved])
     return x[chosen]
 
 
-def _nearer(distances: Tensor, nearest: Tensor) -> Tensor:
-    return torch.minimum(distances, nearest[:, None])
+def _nearer(distances: Tensor, nearest: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances to the nearest centre if each candidate were one, and their weighted sums."""
+    nearer = torch.minimum(distances, nearest[:, None])
+    return nearer, (nearer * weights[:, None]).sum(0, dtype=torch.float64)
 
 
 def _lloyd(points: _Points, centres: Tensor) -> Tensor:
@@ -282,7 +350,7 @@ def _lloyd(points: _Points, centres: Tensor) -> Tensor:
     labels = points.nearest(centres)
     for _ in range(_LLOYD_ITERATIONS):
         statistics = points.label_statistics(labels, len(centres), "spherical")
-        means = (statistics.sums / statistics.counts.clamp(min=1)[:, None]).float()
+        means = (statistics.sums / torch.where(statistics.counts > 0, statistics.counts, 1.0)[:, None]).float()
         centres = torch.where(statistics.counts[:, None] > 0, means, centres)
         moved = points.nearest(centres)
         if torch.equal(moved, labels):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,20 +130,14 @@ class Statistics:
         """A copy that later additions to this one do not touch."""
         return replace(self, **{name: getattr(self, name).clone() for name in _ADDITIVE})
 
-    def tensors(self, prefix: str = "") -> dict[str, np.ndarray]:
-        """Every tensor by name, on the host, for storage."""
-        return {f"{prefix}{name}": getattr(self, name).cpu().numpy() for name in (*_ADDITIVE, "shift")}
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Every tensor by name, where it lies."""
+        return {f"{prefix}{name}": getattr(self, name) for name in (*_ADDITIVE, "shift")}
 
     @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, np.ndarray],
-        covariance_type: str,
-        prefix: str = "",
-        device: torch.device | str = "cpu",
-    ) -> Statistics:
-        """The inverse of `tensors`."""
-        fields = {name: torch.tensor(tensors[f"{prefix}{name}"], device=device) for name in (*_ADDITIVE, "shift")}
+    def from_tensors(cls, tensors: Mapping[str, Tensor], covariance_type: str, prefix: str = "") -> Statistics:
+        """The inverse of `tensors`, in the memory of ``tensors``."""
+        fields = {name: tensors[f"{prefix}{name}"] for name in (*_ADDITIVE, "shift")}
         return cls(**fields, covariance_type=covariance_type)
 
 
@@ -153,47 +146,86 @@ _ADDITIVE = ("counts", "sums", "scatter", "log_likelihood", "n_rows")
 
 @dataclass(frozen=True)
 class SummationTree:
-    """A pairwise sum of segments that holds only its open nodes.
+    """A pairwise sum of the 64 segments that holds only what is not joined yet.
 
-    Two nodes of a level join as soon as both are there, as a binary counter carries, so at most log₂(64) + 1 nodes
-    are open, and the shape of the sum never depends on who computed which segment, or when. ``None`` stands for the
-    sum of an empty segment.
+    Node (level, index) is the sum of segments [index·2^level, (index + 1)·2^level). Siblings join, left plus right, as
+    soon as both are there: the shape of the sum never depends on who computed which segment, or when. ``None`` stands
+    for the sum of empty segments.
+
+    Attributes
+    ----------
+    nodes : tuple of ((level, index), sum)
+        In the order of the segments, none of them twice.
     """
 
-    nodes: tuple[tuple[int, Statistics | None], ...] = ()
+    nodes: tuple[tuple[tuple[int, int], Statistics | None], ...] = ()
+
+    @classmethod
+    def over(cls, n_samples: int) -> SummationTree:
+        """The tree of a pass over ``n_samples`` rows in which nothing but empty segments is summed."""
+        tree = cls()
+        for segment, (first, last) in enumerate(segment_bounds(n_samples)):
+            tree = tree.place(segment, None) if first == last else tree
+        return tree
 
     @property
-    def segments(self) -> int:
-        """Segments summed so far."""
-        return sum(2**level for level, _ in self.nodes)
+    def finished(self) -> frozenset[int]:
+        """The segments that were placed."""
+        return frozenset(chain.from_iterable(_leaves(node) for node, _ in self.nodes))
 
-    def place(self, segment: int, sums: Statistics) -> SummationTree:
-        """The tree with the sums of ``segment`` added; the segments skipped before it are empty."""
-        return self._skip_to(segment)._push(sums)
+    @property
+    def complete(self) -> bool:
+        """Whether every segment was placed."""
+        return [node for node, _ in self.nodes] == [_ROOT]
 
-    def total(self) -> Statistics:
-        """The sum of a pass whose last rows were placed.
+    def place(self, segment: int, sums: Statistics | None) -> SummationTree:
+        """The tree with the sums of ``segment`` added, in any order.
 
         Raises
         ------
         ValueError
-            No segment was placed.
+            It is there already.
         """
-        total = self._skip_to(SEGMENTS).nodes[0][1]
+        return self._add((0, segment), sums)
+
+    def merge(self, other: SummationTree) -> SummationTree:
+        """The tree with every segment of two that share none. Raises as `place`."""
+        tree = self
+        for node, sums in other.nodes:
+            tree = tree._add(node, sums)
+        return tree
+
+    def total(self) -> Statistics:
+        """The sum of a complete pass.
+
+        Raises
+        ------
+        ValueError
+            Segments are missing, or every one is empty.
+        """
+        if not self.complete:
+            raise ValueError(f"{SEGMENTS - len(self.finished)} segments are not summed yet")
+        total = self.nodes[0][1]
         if total is None:
             raise ValueError("the pass held no rows")
         return total
 
-    def _skip_to(self, segment: int) -> SummationTree:
-        tree = self
-        while tree.segments < segment:
-            tree = tree._push(None)
-        return tree
+    def _add(self, node: tuple[int, int], sums: Statistics | None) -> SummationTree:
+        if not self.finished.isdisjoint(_leaves(node)):
+            raise ValueError(f"segment {min(_leaves(node))} is summed twice")
+        nodes = dict(self.nodes)
+        while (sibling := (node[0], node[1] ^ 1)) in nodes:
+            other = nodes.pop(sibling)
+            left, right = (sums, other) if node < sibling else (other, sums)
+            sums = right if left is None else left if right is None else left.merge(right)
+            node = (node[0] + 1, node[1] // 2)
+        nodes[node] = sums
+        return SummationTree(tuple(sorted(nodes.items(), key=lambda item: min(_leaves(item[0])))))
 
-    def _push(self, leaf: Statistics | None) -> SummationTree:
-        level, node, rest = 0, leaf, self.nodes
-        while rest and rest[-1][0] == level:
-            left = rest[-1][1]
-            node = left if node is None else node if left is None else left.merge(node)
-            level, rest = level + 1, rest[:-1]
-        return SummationTree((*rest, (level, node)))
+
+_ROOT = (SEGMENTS.bit_length() - 1, 0)
+
+
+def _leaves(node: tuple[int, int]) -> range:
+    level, index = node
+    return range(index << level, index + 1 << level)

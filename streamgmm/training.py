@@ -4,92 +4,41 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from itertools import chain, cycle
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streamgmm.errors import DataError, NumericalError
+from streamgmm.distributed import ALONE, World, share_of
+from streamgmm.errors import DataError, NumericalError, PeerLost, StreamGMMError
 from streamgmm.estep import BoundMixture, bind, e_step
-from streamgmm.frame import Frame
+from streamgmm.feed import Feed
 from streamgmm.io.integrity import fold
-from streamgmm.io.plan import Span, plan_chunks
-from streamgmm.io.ring import Chunk, Ring
+from streamgmm.io.plan import Span, segment_spans
+from streamgmm.io.ring import Chunk
 from streamgmm.io.sources.base import Source
 from streamgmm.precision import choose_precision, next_precision
 from streamgmm.seeding import check_finite
-from streamgmm.statistics import Statistics, SummationTree, segment_bounds
-from streamgmm.steps.em import Candidate, StepSettings, em_step
+from streamgmm.sharing import collect, handed_over, spread
+from streamgmm.state import OpenSegment, TrainingState
+from streamgmm.statistics import SummationTree, segment_bounds
+from streamgmm.steps.candidate import Candidate, Step
+from streamgmm.weighting import Weighting, without_nonfinite
 
 _RESCAN_ROWS = 16_384
 _SECONDS_BETWEEN_LOOKS = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class PartialPass:
-    """One candidate's sums over the rows before the cursor: the tree's open nodes and the segment under way."""
-
-    tree: SummationTree
-    segment: Statistics
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingState:
-    """Everything a run needs to go on; a checkpoint is this record.
-
-    Attributes
-    ----------
-    candidates : tuple of Candidate
-        Models trained on the same passes; one is the usual case.
-    frame : Frame
-    cursor : int
-        Rows of the current pass already in ``partials``; 0 between passes.
-    partials : tuple of PartialPass
-        One for each candidate that is not converged; empty between passes.
-    rows_read : int
-        Since the beginning of the run, sampling and seeding included.
-    checksums : tuple of (segment, checksum)
-        Of the data in the first pass that finished the segment; later data must match.
-    open_checksum : int or None
-        Of the open segment up to the cursor; None where its rows were not checked.
-    comparing : bool
-        Whether the open segment is being compared with an earlier pass. Until it ends, its rows may turn out to have
-        changed, so such a state is not to be saved.
-    """
-
-    candidates: tuple[Candidate, ...]
-    frame: Frame
-    cursor: int = 0
-    partials: tuple[PartialPass, ...] = ()
-    rows_read: int = 0
-    checksums: tuple[tuple[int, int], ...] = ()
-    open_checksum: int | None = 0
-    comparing: bool = False
-
-    @property
-    def active(self) -> tuple[Candidate, ...]:
-        return tuple(candidate for candidate in self.candidates if not candidate.converged)
-
-    @property
-    def n_iter(self) -> int:
-        return max(candidate.n_iter for candidate in self.candidates)
-
-    @property
-    def best(self) -> Candidate:
-        """The candidate with the greatest lower bound; the first, before any has one."""
-        return max(self.candidates, key=lambda candidate: candidate.lower_bounds[-1:] or (-math.inf,))
-
-
-@dataclass(frozen=True)
 class TrainingSettings:
     """When to stop, and how to compute.
 
     Attributes
     ----------
-    step : StepSettings
+    weighting : Weighting
+        What each row counts.
     max_iter : int
         Parameter updates.
     max_passes : float
@@ -98,196 +47,350 @@ class TrainingSettings:
         ``auto`` or one of ``kernels.PRECISIONS``.
     workers : int
         Compute threads on a CPU; they change no bit.
+    hard : bool
+        Each row belongs to its most likely component alone, as in k-means.
     """
 
-    step: StepSettings
+    weighting: Weighting
     max_iter: int
     max_passes: float
     precision: str
     workers: int
+    hard: bool = False
 
 
-Observer = Callable[[TrainingState], None]
+class Observer(Protocol):
+    """What sees a process train, and may end it."""
+
+    def chunk(self, state: TrainingState) -> None:
+        """A chunk was added."""
+        ...
+
+    def wants(self) -> bool:
+        """Whether the sums so far are to be saved, or the run is to stop."""
+        ...
+
+    def stop_requested(self) -> int | None:
+        """The signal that asked for it, or None."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something that does not stop the run."""
+        ...
+
+    def updated(self, state: TrainingState) -> None:
+        """Every active candidate was updated; the leader's alone, as what follows."""
+        ...
+
+    def checkpoint(self, state: TrainingState) -> None:
+        """Save ``state``, the sums of all processes."""
+        ...
+
+    def rescue(self, state: TrainingState) -> None:
+        """Save ``state``, what is left of them, where it is more than was saved before."""
+        ...
+
+    def stop(self, state: TrainingState, number: int) -> NoReturn:
+        """Save ``state`` and raise Interrupted."""
+        ...
 
 
-def train(
-    state: TrainingState,
-    source: Source,
-    ring: Ring,
-    chunk_rows: int,
-    check_rows: Tensor,
-    settings: TrainingSettings,
-    observe: Observer,
-) -> TrainingState:
+@dataclass(frozen=True, eq=False)
+class Lead:
+    """What only the leader needs.
+
+    Attributes
+    ----------
+    step : Step
+        What one update is.
+    check_rows : (n, D) tensor
+        Rows, on the device, on which precisions are checked.
+    """
+
+    step: Step
+    check_rows: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What does not change while a state is trained; ``lead`` is the leader's."""
+
+    source: Source
+    settings: TrainingSettings
+    device: torch.device
+    observer: Observer
+    world: World = ALONE
+    lead: Lead | None = None
+
+
+def train(state: TrainingState | None, training: Training, feed: Feed) -> TrainingState:
     """Train until every candidate converged, or a limit is reached.
 
-    ``observe`` sees the state after every chunk and after every update, and may raise to stop the run.
+    ``state`` is the leader's; the other processes of the world bring None, and get what it decides.
     """
-    n_samples = source.shape[0]
-    stream = _endless(ring, n_samples, chunk_rows, state.cursor)
-    try:
-        while _goes_on(state, n_samples, settings):
-            if not state.partials:
-                state = _begin_pass(state, check_rows, settings)
-            bound = tuple(_bind(c, state.frame, check_rows.device, settings) for c in state.active)
-            finite_to, looked = 0, time.monotonic()
-            for chunk in stream:
-                state = _close_segment(chunk, bound, _absorb(chunk, bound, state), source)
-                # Looking waits for the device; when that happens changes no result: the pass begins again, or ends.
-                if state.cursor == n_samples or time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS:
-                    if not all(map(_is_finite, state.partials)):
-                        stream.close()
-                        state = _widen(state, source, finite_to, settings)
-                        stream = _endless(ring, n_samples, chunk_rows, 0)
-                        break
-                    finite_to, looked = state.cursor, time.monotonic()
-                if state.cursor == n_samples:
-                    state = _update(state, settings)
-                observe(state)
-                if not state.partials:
-                    break
-    finally:
-        stream.close()
+    state = spread(_begun(state, training) if state else None, training.world, training.device)
+    assert state is not None
+    state = _share_out(state, training, feed)
+    while state.trees:
+        candidates, bound = state.candidates, tuple(_bind(candidate, state, training) for candidate in state.active)
+        while state.candidates is candidates:
+            state = _sum(state, bound, training, feed)
+            state = _confer(state, training, feed)
     return state
 
 
-def _endless(ring: Ring, n_samples: int, chunk_rows: int, cursor: int) -> Generator[Chunk]:
-    """This pass from the cursor on, then pass after pass: reading goes on while the parameters are updated.
-
-    Every row is checked once in a process, so that a run never goes on with data that changed while it was stopped.
-    """
-    this_pass = plan_chunks(n_samples, chunk_rows, cursor)
-    checked = n_samples if cursor == 0 else 2 * n_samples - cursor
-    return ring.stream(chain(this_pass, cycle(plan_chunks(n_samples, chunk_rows))), checked)
-
-
-def _goes_on(state: TrainingState, n_samples: int, settings: TrainingSettings) -> bool:
-    if state.partials:
-        return True
+def _begun(state: TrainingState, training: Training) -> TrainingState:
+    """The state at the beginning of its next pass, in precisions that were checked, unless there is none."""
+    n_samples, settings, lead = training.source.shape[0], training.settings, training.lead
     affordable = state.rows_read + n_samples <= settings.max_passes * n_samples
-    return bool(state.active) and state.n_iter < settings.max_iter and affordable
-
-
-def _begin_pass(state: TrainingState, check_rows: Tensor, settings: TrainingSettings) -> TrainingState:
-    """Zero sums for each active candidate, in a precision that was checked at its parameters."""
+    if state.trees or not (state.active and state.n_iter < settings.max_iter and affordable):
+        return state
+    assert lead is not None
 
     def checked(candidate: Candidate) -> Candidate:
         if candidate.converged or settings.precision != "auto":
             return candidate
         mixture, precision = candidate.mixture, candidate.precision
-        chosen = choose_precision(mixture, state.frame, precision, check_rows, settings.workers)
+        chosen = choose_precision(mixture, state.frame, precision, lead.check_rows, settings.workers, settings.hard)
         return replace(candidate, precision=chosen)
 
-    state = replace(state, candidates=tuple(checked(candidate) for candidate in state.candidates))
-    return replace(state, cursor=0, partials=_no_sums(state, check_rows.device))
+    return _from_the_top(replace(state, candidates=tuple(checked(c) for c in state.candidates)), n_samples)
 
 
-def _no_sums(state: TrainingState, device: torch.device) -> tuple[PartialPass, ...]:
-    origin = torch.zeros(len(state.frame.shift), dtype=torch.float64)
-    shapes = ((c.mixture.covariance_type, c.mixture.n_components) for c in state.active)
-    return tuple(PartialPass(SummationTree(), Statistics.zeros(kind, k, origin, device)) for kind, k in shapes)
+def _from_the_top(state: TrainingState, n_samples: int) -> TrainingState:
+    """The state with nothing summed yet."""
+    return replace(state, trees=tuple(SummationTree.over(n_samples) for _ in state.active), opened=(), skipped=0)
 
 
-def _bind(candidate: Candidate, frame: Frame, device: torch.device, settings: TrainingSettings) -> BoundMixture:
-    return bind(candidate.mixture, frame, candidate.precision, device, settings.workers)
+def _share_out(state: TrainingState, training: Training, feed: Feed) -> TrainingState:
+    """What this process has to do, in the feed; the state without the segments that others have begun."""
+    world, segments = training.world, segment_spans(training.source.shape[0])
+    cursors = {opened.segment: opened.cursor for opened in state.opened}
+    left = [
+        replace(span, start=cursors.get(span.segment, span.start))
+        for span in segments
+        if span.segment not in state.finished
+    ]
+    share, passes = (share_of(spans, world.rank, world.size) for spans in (left, segments))
+    feed.begin(share, passes)
+    own = {span.segment for span in share}
+    state = replace(state, opened=tuple(opened for opened in state.opened if opened.segment in own))
+    return state if world.leads else handed_over(state)
 
 
-def _absorb(chunk: Chunk, bound: tuple[BoundMixture, ...], state: TrainingState) -> TrainingState:
-    """Add the chunk's rows to every candidate's open segment, in place."""
-    for mixture, partial in zip(bound, state.partials, strict=True):
-        e_step(chunk.rows, mixture, partial.segment)
-    known = state.open_checksum is not None and chunk.units is not None
-    return replace(
-        state,
-        cursor=chunk.span.stop,
-        rows_read=state.rows_read + chunk.span.rows,
-        open_checksum=fold(state.open_checksum or 0, chunk.units or b"") if known else None,
-        comparing=known and chunk.span.segment in dict(state.checksums),
-    )
+def _bind(candidate: Candidate, state: TrainingState, training: Training) -> BoundMixture:
+    settings = training.settings
+    return bind(candidate.mixture, state.frame, candidate.precision, training.device, settings.workers, settings.hard)
 
 
-def _ends_segment(span: Span, n_samples: int) -> bool:
-    return span.stop == segment_bounds(n_samples)[span.segment][1]
+def _sum(state: TrainingState, bound: tuple[BoundMixture, ...], training: Training, feed: Feed) -> TrainingState:
+    """Add the rows of this process's share: all that are left, unless somebody wants the sums before."""
+    observer, world = training.observer, training.world
+    unseen, looked = list[Span](), time.monotonic()
+    for chunk in feed:
+        added = _add(chunk, bound, state, training)
+        if added is None:
+            state = _shrink(chunk.span.segment, state, training, feed)
+            continue
+        state = added
+        unseen.append(chunk.span)
+        observer.chunk(state)
+        meeting = world.called()
+        if observer.wants():
+            world.call()
+            meeting = True
+        # Looking waits for the device; when that happens changes no result: the pass begins again, or ends.
+        if meeting or feed.exhausted or time.monotonic() - looked > _SECONDS_BETWEEN_LOOKS:
+            if not all(_finite_sums(state)):
+                _explain(state, unseen, training)
+                world.call()
+                meeting = True
+            unseen, looked = [], time.monotonic()
+        if meeting:
+            break
+    return state
 
 
-def _is_finite(partial: PartialPass) -> bool:
-    """Whether the likelihood of every row so far is a number; rows that are not finite, or overflow, make it none."""
-    sums = (partial.segment, *(node for _, node in partial.tree.nodes if node is not None))
-    return math.isfinite(sum(float(statistics.log_likelihood) for statistics in sums))
+def _confer(state: TrainingState, training: Training, feed: Feed) -> TrainingState:
+    """Bring the sums of all processes together on the leader, and go on as it decides."""
+    world, observer, device = training.world, training.observer, training.device
+
+    def idle() -> None:
+        if observer.wants():
+            world.call()
+
+    decided = None
+    try:
+        collected = collect(state, observer.stop_requested(), world, device, idle)
+    except PeerLost:
+        if world.leads:
+            observer.rescue(state)
+        raise
+    if collected is not None:
+        whole, stop = collected
+        decided = _decide(whole, stop, training)
+        state = replace(whole, opened=state.opened)
+    decided = spread(decided, world, device)
+    if decided is not None:
+        feed.next_pass()
+    state = decided or state
+    return state if world.leads else handed_over(state)
 
 
-def _close_segment(
-    chunk: Chunk, bound: tuple[BoundMixture, ...], state: TrainingState, source: Source
-) -> TrainingState:
-    """Place the open segment in the tree when the chunk ends it and its rows are those of the first pass.
+def _decide(whole: TrainingState, stop: int | None, training: Training) -> TrainingState | None:
+    """What follows from the sums of all processes; None where it is to go on with the pass."""
+    n_samples, observer, lead = training.source.shape[0], training.observer, training.lead
+    assert lead is not None
+    new = None
+    if not all(_finite_sums(whole)):
+        new = _from_the_top(_widened(whole, training.settings), n_samples)
+    elif whole.trees[0].complete:
+        new = _updated(whole, lead.step)
+        observer.updated(new)
+    if stop is not None:
+        observer.stop(new or whole, stop)
+    if new is None:
+        observer.checkpoint(whole)
+        return None
+    return _begun(new, training)
+
+
+def _add(
+    chunk: Chunk, bound: tuple[BoundMixture, ...], state: TrainingState, training: Training
+) -> TrainingState | None:
+    """The state with the chunk's rows added to its segment, in place; None where device memory did not suffice."""
+    span, weighting = chunk.span, training.settings.weighting
+    opened = next((opened for opened in state.opened if opened.segment == span.segment), None)
+    try:
+        opened = opened or OpenSegment(span.segment, span.start, tuple(each.empty_statistics() for each in bound))
+        rows, skipped, given = chunk.rows, 0, weighting.training(span.start, span.stop)
+        if weighting.skip_nonfinite:
+            rows, given, skipped = without_nonfinite(rows, given, torch.from_numpy(state.frame.shift))
+        weights = None if given is None else torch.from_numpy(given).to(rows.device)
+        for mixture, sums in zip(bound, opened.sums, strict=True):
+            e_step(rows, mixture, sums, weights)
+        known = opened.checksum is not None and chunk.units is not None
+        opened = replace(
+            opened,
+            cursor=span.stop,
+            checksum=fold(opened.checksum or 0, chunk.units or b"") if known else None,
+            skipped=opened.skipped + skipped,
+            comparing=known and span.segment in dict(state.checksums),
+        )
+        others = (other for other in state.opened if other.segment != span.segment)
+        state = replace(state, opened=(*others, opened), rows_read=state.rows_read + span.rows)
+        return _close(opened, bound, state, training.source)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _shrink(segment: int, state: TrainingState, training: Training, feed: Feed) -> TrainingState:
+    """Begin a segment again, whose sums may be halfway between two chunks, with smaller chunks.
+
+    Raises
+    ------
+    StreamGMMError
+        They are as small as can be.
+    """
+    if training.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if not feed.shrink(segment):
+        active = ", ".join(f"{c.mixture.n_components} {c.mixture.covariance_type}" for c in state.active)
+        raise StreamGMMError(
+            f"out of device memory even with chunks of {feed.chunk_rows} rows, for {active} components of "
+            f"{training.source.shape[1]} features; use fewer, or a device that is free, and run the same command again"
+        )
+    training.observer.warn(f"out of device memory: going on with chunks of {feed.chunk_rows} rows; no result changes")
+    return replace(state, opened=tuple(opened for opened in state.opened if opened.segment != segment))
+
+
+def _close(opened: OpenSegment, bound: tuple[BoundMixture, ...], state: TrainingState, source: Source) -> TrainingState:
+    """Place the segment in the trees if it is whole, and its rows are those of the first pass.
 
     Raises
     ------
     DataError
         They are not.
     """
-    if not _ends_segment(chunk.span, source.shape[0]):
+    if opened.cursor != segment_bounds(source.shape[0])[opened.segment][1]:
         return state
-    partials = (
-        PartialPass(partial.tree.place(chunk.span.segment, mixture.finish(partial.segment)), mixture.empty_statistics())
-        for mixture, partial in zip(bound, state.partials, strict=True)
+    state = _checked(state, source, opened)
+    trees = (
+        tree.place(opened.segment, mixture.finish(sums))
+        for tree, mixture, sums in zip(state.trees, bound, opened.sums, strict=True)
     )
-    return replace(_checked(state, source, chunk.span.segment), partials=tuple(partials), open_checksum=0)
+    return replace(
+        state,
+        trees=tuple(trees),
+        opened=tuple(other for other in state.opened if other is not opened),
+        skipped=state.skipped + opened.skipped,
+    )
 
 
-def _checked(state: TrainingState, source: Source, segment: int) -> TrainingState:
+def _checked(state: TrainingState, source: Source, opened: OpenSegment) -> TrainingState:
     """The state with the segment's checksum noted, or compared with the one noted before."""
-    known = dict(state.checksums)
-    if state.open_checksum is None or known.get(segment) == state.open_checksum:
-        return replace(state, comparing=False)
+    known, segment = dict(state.checksums), opened.segment
+    if opened.checksum is None or known.get(segment) == opened.checksum:
+        return state
     if segment in known:
         first, last = segment_bounds(source.shape[0])[segment]
         raise DataError(
             f"{source.name}: changed since the first pass, between {source.locate(first)} and "
             f"{source.locate(last - 1)}; restore it, or start over with --fresh"
         )
-    return replace(state, checksums=(*state.checksums, (segment, state.open_checksum)))
+    return replace(state, checksums=(*state.checksums, (segment, opened.checksum)))
 
 
-def _widen(state: TrainingState, source: Source, first: int, settings: TrainingSettings) -> TrainingState:
-    """Begin the pass again in the next precision, unless the rows from ``first`` to the cursor are not finite.
+def _finite_sums(state: TrainingState) -> list[bool]:
+    """Whether the likelihood of every row so far is a number, for each active candidate; a row that is not finite, or
+    overflows, makes it none."""
+
+    def finite(i: int, tree: SummationTree) -> bool:
+        sums = [*(node for _, node in tree.nodes if node is not None), *(opened.sums[i] for opened in state.opened)]
+        return math.isfinite(sum(float(each.log_likelihood) for each in sums))
+
+    return [finite(i, tree) for i, tree in enumerate(state.trees)]
+
+
+def _explain(state: TrainingState, spans: list[Span], training: Training) -> None:
+    """Return where a wider precision can be the remedy for sums that are not finite.
 
     Raises
     ------
     DataError
-        They hold NaN or infinity.
+        The rows of ``spans`` hold NaN or infinity.
     NumericalError
         They are finite, and no wider precision is allowed.
     """
-    last = state.cursor
-    for start in range(first, last, _RESCAN_ROWS):
-        stop = min(start + _RESCAN_ROWS, last)
-        check_finite(source, source.read(start, stop), np.arange(start, stop))
+    source = training.source
+    for span in spans if not training.settings.weighting.skip_nonfinite else ():
+        for start in range(span.start, span.stop, _RESCAN_ROWS):
+            stop = min(start + _RESCAN_ROWS, span.stop)
+            check_finite(source, source.read(start, stop), np.arange(start, stop))
+    _widened(state, training.settings)
 
-    def widened(candidate: Candidate, partial: PartialPass) -> Candidate:
-        if _is_finite(partial):
-            return candidate
+
+def _widened(state: TrainingState, settings: TrainingSettings) -> TrainingState:
+    """The next precision for each candidate whose sums are not finite. Raises NumericalError where there is none."""
+
+    def widened(candidate: Candidate) -> Candidate:
         wider = next_precision(candidate.precision) if settings.precision == "auto" else None
         if wider is None:
             raise NumericalError(
-                f"the likelihood of rows {first} to {last} is not finite in precision {candidate.precision!r}; "
+                f"the likelihood of the data is not finite in precision {candidate.precision!r}; "
                 "use precision='auto', or scale the data"
             )
         return replace(candidate, precision=wider)
 
-    device = state.partials[0].segment.sums.device
-    partials = iter(state.partials)
-    candidates = tuple(c if c.converged else widened(c, next(partials)) for c in state.candidates)
-    return replace(state, candidates=candidates, cursor=0, partials=_no_sums(state, device), open_checksum=0)
+    finite = iter(_finite_sums(state))
+    return replace(state, candidates=tuple(c if c.converged or next(finite) else widened(c) for c in state.candidates))
 
 
-def _update(state: TrainingState, settings: TrainingSettings) -> TrainingState:
+def _updated(state: TrainingState, step: Step) -> TrainingState:
     """One update of every active candidate from its complete sums."""
-    partials = iter(state.partials)
+    trees = iter(state.trees)
     candidates = tuple(
-        candidate
-        if candidate.converged
-        else em_step(candidate, state.frame.restore(next(partials).tree.total()), settings.step)
+        candidate if candidate.converged else step(candidate, state.frame.restore(next(trees).total()))
         for candidate in state.candidates
     )
-    return replace(state, candidates=candidates, cursor=0, partials=())
+    return replace(state, candidates=candidates, trees=(), opened=())

@@ -14,10 +14,10 @@ from streamgmm import checkpoint
 from streamgmm.checkpoint import GENERATIONS, Checkpoints, load_state, save_state
 from streamgmm.errors import DamagedFileError, DataError
 from streamgmm.frame import Frame
+from streamgmm.state import OpenSegment, TrainingState
 from streamgmm.statistics import Statistics, SummationTree
 from streamgmm.steps.em import Candidate
 from streamgmm.storage import load_tensors, save_tensors
-from streamgmm.training import PartialPass, TrainingState
 from tests.oracles import COVARIANCE_TYPES, random_mixture
 
 CPU = torch.device("cpu")
@@ -39,9 +39,9 @@ def state_of(kind: str, seed: int = 0) -> TrainingState:
     done = Candidate(random_mixture(kind, K, D, seed), "high", (-3.0, -2.5), True, (1,), (0, 2))
     active = Candidate(random_mixture(kind, K, D, seed + 1), "medium", (-3.0, -1 / 3))
     tree = SummationTree().place(2, random_statistics(kind, seed)).place(4, random_statistics(kind, seed + 1))
-    partial = PartialPass(tree, random_statistics(kind, seed + 2))
+    opened = OpenSegment(1, 131_072, (random_statistics(kind, seed + 2),), checksum=77, skipped=5)
     frame = Frame(np.random.default_rng(seed).normal(size=D), np.exp2(np.arange(D) - 2.0))
-    return TrainingState((done, active), frame, cursor=131_072, partials=(partial,), rows_read=654_321)
+    return TrainingState((done, active), frame, (tree,), (opened,), rows_read=654_321)
 
 
 def bits(state: TrainingState) -> dict[str, object]:
@@ -49,7 +49,7 @@ def bits(state: TrainingState) -> dict[str, object]:
 
     def of(statistics: Statistics | None) -> object:
         tensors = {} if statistics is None else statistics.tensors()
-        return {name: (array.shape, array.tobytes()) for name, array in tensors.items()}
+        return {name: (array.shape, array.numpy().tobytes()) for name, array in tensors.items()}
 
     return {
         "candidates": [
@@ -65,8 +65,8 @@ def bits(state: TrainingState) -> dict[str, object]:
             for c in state.candidates
         ],
         "frame": (state.frame.shift.tobytes(), state.frame.scale.tobytes()),
-        "partials": [([(n, of(s)) for n, s in p.tree.nodes], of(p.segment)) for p in state.partials],
-        "cursor": state.cursor,
+        "trees": [[(n, of(s)) for n, s in tree.nodes] for tree in state.trees],
+        "opened": [(o.segment, o.cursor, [of(s) for s in o.sums], o.checksum, o.skipped) for o in state.opened],
         "rows_read": state.rows_read,
     }
 
@@ -108,7 +108,7 @@ def test_a_snapshot_is_not_changed_by_further_additions(checkpoints):
     state = state_of("diag")
     before = bits(state)
     checkpoints.save(state, HISTORY)
-    state.partials[0].segment.sums.add_(1)
+    state.opened[0].sums[0].sums.add_(1)
     checkpoints.flush()
     found = checkpoints.latest(CPU, silent)
     assert found is not None
@@ -201,12 +201,16 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         ("candidates", [{"digest": "0"}]),
         ("candidates", [{}]),
         ("covariance_type", "round"),
-        ("cursor", "x"),
-        ("cursor", None),
+        ("version", 1),
+        ("opened", None),
+        ("opened", [{"segment": 1}]),
         ("rows_read", []),
-        ("partials", 3),
-        ("partials", [[["x", True]]]),
-        ("partials", [[[0, True]] * 9]),
+        ("trees", 3),
+        ("trees", [[["x", 0, True]]]),
+        ("trees", [[[0, 1, False]] * 9]),
+        ("trees", [[[99, 0, False]]]),
+        ("trees", [[[0, 64, False]]]),
+        ("digests", ["0"]),
         ("identity", []),
         ("history", {}),
     ],
@@ -219,7 +223,7 @@ def test_a_verified_file_with_impossible_contents_is_refused(tmp_path, name, val
         load_state(tmp_path / "c", CPU)
 
 
-@pytest.mark.parametrize("name", ["frame.shift", "candidate.1.means", "partial.0.segment.counts"])
+@pytest.mark.parametrize("name", ["frame.shift", "candidate.1.means", "open.1.0.counts"])
 def test_a_verified_file_that_lacks_a_tensor_is_refused(tmp_path, name):
     save_state(tmp_path / "c", state_of("diag"), HISTORY, IDENTITY)
     tensors, metadata = load_tensors(tmp_path / "c")

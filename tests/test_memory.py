@@ -41,7 +41,7 @@ class Imagined(Source):
 def planned(
     source: Source, problem: Problem, limit: int | None, chunk_rows: int | None, workers: int, starts: int = 1
 ) -> MemoryPlan:
-    return plan_fit(source, problem, CPU, Wishes(limit, chunk_rows, 4, workers), starts)
+    return plan_fit(source, [problem] * starts, CPU, Wishes(limit, chunk_rows, 4, workers))
 
 
 @given(
@@ -97,6 +97,16 @@ def test_several_starts_need_more():
     source, problem = Imagined(10**5, 32), Problem(20, 32, "full")
     one, four = (planned(source, problem, None, None, 2, n).needed for n in (1, 4))
     assert four > one
+
+
+def test_models_of_several_sizes_share_a_plan_that_suits_each():
+    source, few, many = Imagined(10**5, 32), Problem(2, 32, "diag"), Problem(2000, 32, "diag")
+    wishes = Wishes(None, 256, 4, 2)
+    both = plan_fit(source, [few, many], CPU, wishes)
+    turning = plan_fit(source, [many], CPU, wishes, smaller=[few])
+    assert both.needed > max(plan_fit(source, [p], CPU, wishes).needed for p in (few, many))
+    for plan in (both, turning):
+        assert plan.chunk_rows % TiledKernel(torch.float32, 2).granule(few) == 0
 
 
 def test_decoders_of_large_stored_chunks_give_way_before_chunks_do():

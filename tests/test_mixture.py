@@ -86,7 +86,7 @@ def test_what_is_not_a_model_is_refused(tmp_path):
     arrays = random_mixture("diag", K, D).tensors()
     for tensors, metadata, told in [
         (arrays, {"format": "other"}, "holds 'other'"),
-        (arrays, {}, "holds None"),
+        (arrays, {}, "holds 'None'"),
         (arrays, {"format": "streamgmm-model"}, "not a usable model"),
         (arrays, {"format": "streamgmm-model", "covariance_type": "round"}, "not a usable model"),
         (arrays, {"format": "streamgmm-model", "covariance_type": "full"}, "not a usable model"),

@@ -79,3 +79,39 @@ def test_checked_rows_are_spread_over_the_sample(n):
     assert 1 <= len(rows) <= CHECK_ROWS
     assert int(rows[0]) == 0
     assert int(rows[-1]) >= n - -(-n // CHECK_ROWS)
+
+
+@pytest.mark.parametrize("available", [("medium", "high", "highest"), ("high", "highest"), ("highest",)])
+def test_auto_passes_over_what_is_not_available(available, monkeypatch):
+    monkeypatch.setattr("streamgmm.precision.available_precisions", lambda *_: available)
+    x = clustered(500, 3, 4)
+    rows = torch.from_numpy(x.astype(np.float32))
+    assert choose_precision(random_mixture("full", 3, 4), frame_of(x, "full"), "medium", rows, 1) == available[0]
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_hard_assignment_may_differ_where_two_components_are_as_near(kind):
+    rng = np.random.default_rng(0)
+    # Every row lies as near to one of the first two means as to the other, but for float32's rounding.
+    x = np.concatenate([rng.normal(size=(400, 4)), 8 + rng.normal(size=(400, 4))])
+    x[:400, 0] = 1e-9 * rng.normal(size=400)
+    means = np.array([[-1.0, 0, 0, 0], [1, 0, 0, 0], [8, 8, 8, 8]])
+    covariances = random_mixture(kind, 3, 4).covariances * 0 + {"full": np.eye(4), "tied": np.eye(4)}.get(kind, 1.0)
+    mixture = Mixture(np.full(3, 1 / 3), means, covariances, kind)
+    rows, frame = torch.from_numpy(x), frame_of(x, kind)
+    measured = deviation(mixture, frame, "high", rows, 1, hard=True)
+    assert measured.acceptable, measured
+    assert choose_precision(mixture, frame, "medium", rows, 1, hard=True) == "medium"
+
+
+def test_hard_assignment_is_checked_with_hard_kernels(monkeypatch):
+    asked = []
+
+    def select(problem, precision, device, workers, hard):
+        asked.append((precision, hard))
+        return TiledKernel(torch.float64, workers, hard)
+
+    monkeypatch.setattr("streamgmm.estep.select_kernel", select)
+    x = clustered(100, 3, 4)
+    deviation(random_mixture("diag", 3, 4), frame_of(x, "diag"), "medium", torch.from_numpy(x), 1, hard=True)
+    assert asked == [("medium", True), ("highest", True)]

@@ -10,11 +10,14 @@ def test_exported_names():
     assert streamgmm.__all__ == sorted(streamgmm.__all__)
     assert set(streamgmm.__all__) == {
         "GaussianMixture",
+        "KMeans",
         "Mixture",
+        "Selection",
         "Source",
         "StreamGMMError",
         "__version__",
         "open_source",
+        "select_components",
     }
     assert all(hasattr(streamgmm, name) for name in streamgmm.__all__)
 

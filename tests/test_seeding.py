@@ -45,7 +45,8 @@ def test_sample_size_depends_on_shape_alone_and_has_rows_for_every_component(n, 
 
 def test_sample_comes_from_every_file():
     parts = [ArraySource(np.full((50_000, 2), i, np.float32), f"{i}.npy") for i in range(5)]
-    sample, read = draw_sample(ConcatSource(parts), 3, seed=0)
+    drawn = draw_sample(ConcatSource(parts), 3, seed=0)
+    sample, read = drawn.rows, drawn.rows_read
     assert set(np.unique(sample)) == {0.0, 1.0, 2.0, 3.0, 4.0}
     assert read >= len(sample)
 

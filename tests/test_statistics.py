@@ -31,7 +31,7 @@ def direct(x: np.ndarray, resp: np.ndarray, shift: np.ndarray, kind: str) -> Sta
         "n_rows": np.array(float(len(x))),
         "shift": shift,
     }
-    return Statistics.from_tensors(tensors, kind)
+    return Statistics.from_tensors({name: torch.from_numpy(array) for name, array in tensors.items()}, kind)
 
 
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
@@ -74,7 +74,9 @@ def test_segments_are_contiguous_whole_blocks(n):
 
 def leaf(value: float) -> Statistics:
     zeros = Statistics.zeros("spherical", 1, torch.zeros(1))
-    return zeros.merge(Statistics.from_tensors({**zeros.tensors(), "counts": np.array([value])}, "spherical"))
+    return zeros.merge(
+        Statistics.from_tensors({**zeros.tensors(), "counts": torch.tensor([value], dtype=torch.float64)}, "spherical")
+    )
 
 
 def pairwise(values: list[float]) -> float:
@@ -84,19 +86,67 @@ def pairwise(values: list[float]) -> float:
     return pairwise(values[:half]) + pairwise(values[half:])
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=SEGMENTS, max_size=SEGMENTS), st.sets(st.integers(0, SEGMENTS - 1)))
-@settings(max_examples=50, deadline=None)
-def test_tree_is_the_balanced_pairwise_sum(values, empty):
+VALUES = st.lists(st.floats(-1e6, 1e6), min_size=SEGMENTS, max_size=SEGMENTS)
+
+
+def empties(segments: set[int]) -> SummationTree:
     tree = SummationTree()
-    placed = [i for i in range(SEGMENTS) if i not in empty] or [SEGMENTS - 1]
+    for segment in segments:
+        tree = tree.place(segment, None)
+    return tree
+
+
+@given(VALUES, st.sets(st.integers(0, SEGMENTS - 1), max_size=SEGMENTS - 1), st.randoms(use_true_random=False))
+@settings(max_examples=50, deadline=None)
+def test_tree_is_the_balanced_pairwise_sum_in_any_order(values, empty, random):
+    placed = [i for i in range(SEGMENTS) if i not in empty]
+    random.shuffle(placed)
+    tree, done = empties(empty), set(empty)
     for i in placed:
+        assert not tree.complete
         tree = tree.place(i, leaf(values[i]))
-        assert len(tree.nodes) <= SEGMENTS.bit_length()
+        done.add(i)
+        assert tree.finished == done
     # Adding zero changes no bit of a finite sum, so empty segments may count as zeros.
     expected = pairwise([values[i] if i in placed else 0.0 for i in range(SEGMENTS)])
+    assert tree.complete
     assert float(tree.total().counts[0]) == expected
 
 
-def test_tree_without_rows_is_refused():
-    with pytest.raises(ValueError, match="no rows"):
+@given(VALUES, st.lists(st.integers(0, 3), min_size=SEGMENTS, max_size=SEGMENTS), st.integers(0, SEGMENTS))
+@settings(max_examples=50, deadline=None)
+def test_who_summed_what_changes_no_bit(values, owners, met):
+    """Four ranks; what they have after some segments is merged into the first one's, the rest at the end."""
+    trees = [SummationTree() for _ in range(4)]
+    for i, (value, owner) in enumerate(zip(values, owners, strict=True)):
+        if i == met:
+            trees = [trees[0].merge(trees[1]).merge(trees[2]).merge(trees[3]), *(SummationTree() for _ in range(3))]
+        trees[owner] = trees[owner].place(i, leaf(value))
+    whole = trees[0].merge(trees[3]).merge(trees[1]).merge(trees[2])
+    assert float(whole.total().counts[0]) == pairwise(values)
+    assert len(whole.nodes) == 1
+
+
+def test_runs_of_segments_are_few_nodes():
+    tree = SummationTree()
+    for i in range(SEGMENTS - 1):
+        tree = tree.place(i, leaf(1.0))
+        assert len(tree.nodes) < SEGMENTS.bit_length()
+
+
+def test_trees_refuse_what_they_cannot_sum():
+    with pytest.raises(ValueError, match="64 segments are not summed yet"):
         SummationTree().total()
+    with pytest.raises(ValueError, match="no rows"):
+        empties(set(range(SEGMENTS))).total()
+    tree = SummationTree().place(4, leaf(1.0)).place(5, leaf(1.0))
+    with pytest.raises(ValueError, match="segment 5 is summed twice"):
+        tree.place(5, leaf(1.0))
+    with pytest.raises(ValueError, match="segment 4 is summed twice"):
+        SummationTree().place(4, leaf(1.0)).merge(tree)
+
+
+def test_a_pass_over_few_rows_has_its_empty_segments_summed():
+    tree = SummationTree.over(2 * BLOCK_ROWS + 1)
+    assert len(tree.finished) == SEGMENTS - 3
+    assert all(sums is None for _, sums in tree.nodes)

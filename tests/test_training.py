@@ -7,20 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgmm import statistics as statistics_module
-from streamgmm.errors import DataError, NumericalError, RequestError
-from streamgmm.fitting import FitResult, fit
+from streamgmm import training
+from streamgmm.errors import DataError, NumericalError, RequestError, StreamGMMError
+from streamgmm.fitting import fit
 from streamgmm.io.integrity import UNIT_ROWS, fold, unit_checksums
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.mixture import Mixture, covariance_shape
 from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
+from streamgmm.result import FitResult
 from streamgmm.seeding import Start, sample_size, uniform_rows
-from streamgmm.training import TrainingState
+from streamgmm.state import TrainingState
 from tests.oracles import COVARIANCE_TYPES, clustered, em_iteration
 
 ROWS = clustered(150_001, 5, 6, spread=1.0).astype(np.float32)  # three blocks, the last one short
@@ -113,7 +116,7 @@ def test_mid_pass_checkpoint_is_taken_up_where_it_ended(tmp_path):
 
     class Watching(Progress):
         def chunk(self, state: TrainingState, n_samples: int, ring: Ring) -> None:
-            seen.append(state.cursor)
+            seen.append(state.rows_summed(n_samples))
 
     fit(ArraySource(ROWS), request(chunk_rows=16_384), tmp_path / "run", Watching())
     assert seen[0] > 16_384  # not from the first row
@@ -238,3 +241,51 @@ def test_checksums_do_not_depend_on_cuts(n, cut):
     assert fold(fold(0, unit_checksums(rows[:place])), unit_checksums(rows[place:])) == whole
     rows[n // 2, 1] ^= 1
     assert fold(0, unit_checksums(rows)) != whole
+
+
+class Warned(Progress):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def with_device_memory_for(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on larger chunks run out of device memory, after they were half added."""
+    add = training.e_step
+
+    def short(chunk: torch.Tensor, *arguments: object) -> None:
+        add(chunk[: len(chunk) // 2] if len(chunk) > rows else chunk, *arguments)
+        if len(chunk) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(training, "e_step", short)
+
+
+@pytest.mark.parametrize("kind", ["diag", "full"])
+def test_out_of_device_memory_takes_smaller_chunks_and_the_same_bits(kind, undisturbed, monkeypatch, tmp_path):
+    with_device_memory_for(20_000, monkeypatch)
+    progress = Warned()
+    result = fit(ArraySource(ROWS), request(kind, chunk_rows=65_536), tmp_path / "run", progress)
+    assert result.mixture.digest == undisturbed[kind].mixture.digest
+    assert result.lower_bounds == undisturbed[kind].lower_bounds
+    assert [text.split(";")[0] for text in progress.warnings] == [
+        f"out of device memory: going on with chunks of {rows} rows" for rows in (32_768, 16_384)
+    ]
+    assert result.bytes_streamed > ROWS.nbytes * 4  # what was begun again was read again
+
+
+def test_out_of_device_memory_in_the_middle_of_a_resumed_segment(undisturbed, monkeypatch, tmp_path):
+    with pytest.raises(Killed):
+        fit(ArraySource(ROWS), request(chunk_rows=16_384, checkpoint_every=0.0), tmp_path / "run", KilledAt(6))
+    with_device_memory_for(10_000, monkeypatch)
+    result = fit(ArraySource(ROWS), request(chunk_rows=16_384), tmp_path / "run", Warned())
+    assert result.resumed
+    assert result.mixture.digest == undisturbed["diag"].mixture.digest
+
+
+def test_too_little_device_memory_for_any_chunk_is_told(monkeypatch):
+    with_device_memory_for(0, monkeypatch)
+    with pytest.raises(StreamGMMError, match=r"even with chunks of \d+ rows, for 5 diag components of 6 features; use"):
+        fit(ArraySource(ROWS), request())

@@ -5,21 +5,23 @@
     python tools/bench_estep.py --device cpu --rows 2000        # a smoke run of everything that needs no GPU
 
 A time is the median of repeats between CUDA events: one pass over rows that lie on the device, statistics included.
+``queue`` is a pass among several that are waited for together, as the passes of a fit follow one another.
 Every kernel is first held against fp64 on some of its rows. One of ours that is wrong is not timed; a peer is, and its
 error stands beside its time. Rows are
 
 realistic
     a rotated Gaussian with a power-law spectrum and a log-normal contrast, as overlapping as image patches and SIFT;
+    for ``tied``, whose covariance would explain such rows alone, clusters that share it, and overlap as much;
 noise
     N(0, I), where no responsibility is negligible;
 separated
     clusters of unit noise whose means are 2·N(0, 1), with their own parameters.
 
-The first two meet parameters fitted by three EM iterations from random rows. ``live`` is the share of pairs that the
-second launch visits: of rows and component tiles, or of rows and components for ``full``. ``comp`` and ``tiles`` say
-what a perfect one would keep: components and 64-component tiles with more than 2⁻²⁴/K of a row. ``floor`` is the
-largest of three times at rates measured in the same run: matrix products, exponentials, reading the rows. JSON lines
-hold more: stages, errors, what went wrong.
+The first two meet parameters fitted by three EM iterations, from random rows or from the clusters. ``live`` is the
+share of pairs that the second launch visits: of rows and component tiles, or of rows and components for ``full``.
+``comp`` and ``tiles`` say what a perfect one would keep: components and 64-component tiles with more than 2⁻²⁴/K of a
+row. ``floor`` is the largest of three times at rates measured in the same run: matrix products, exponentials, reading
+the rows. JSON lines hold more: stages, errors, what went wrong.
 
 ``--accuracy`` measures errors instead of times: N = 200,000, K = 256, D = 64, five data sets, scaled four ways.
 """

@@ -17,21 +17,27 @@ LAYERS = [
     ["device", "mixture", "statistics", "frame"],
     ["io"],
     ["kernels"],
-    ["estep", "mstep"],
-    ["precision", "seeding"],
+    ["estep", "mstep", "weighting"],
+    ["precision", "sampling", "seeding"],
     ["steps"],
+    ["distributed", "state"],
+    ["feed", "processes", "sharing"],
     ["training"],
-    ["checkpoint", "memory", "request"],
-    ["inference", "run"],
-    ["recorder"],
-    ["fitting"],
-    ["estimator", "progress", "demo"],
+    ["checkpoint", "consistency", "memory", "request", "evaluation"],
+    ["inference", "verification", "run"],
+    ["recorder", "result"],
+    ["fitting", "report"],
+    ["ann", "estimator", "progress", "demo"],
     ["cli"],
     ["__main__", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # storage raises errors; mixture is stored; statistics are framed: order within a layer where it matters.
-WITHIN = {("storage", "errors"), ("units", "errors"), ("frame", "mixture"), ("frame", "statistics")}
+WITHIN = {
+    *(("storage", "errors"), ("units", "errors")),
+    *(("frame", "mixture"), ("frame", "statistics")),
+    ("checkpoint", "consistency"),
+}
 
 
 def unit(module: str) -> str:

@@ -10,14 +10,25 @@ from types import FrameType
 from typing import NoReturn
 
 import click
+import torch
 
 from streamgmm._version import __version__
+from streamgmm.cli.assign import assign
+from streamgmm.cli.bench import bench
+from streamgmm.cli.completion import completion
+from streamgmm.cli.deadline import Deadline
 from streamgmm.cli.demo import demo
+from streamgmm.cli.evaluate import evaluate
 from streamgmm.cli.fit import fit
+from streamgmm.cli.index import index
 from streamgmm.cli.info import info
 from streamgmm.cli.predict import predict
+from streamgmm.cli.report import report
+from streamgmm.cli.sample import sample
 from streamgmm.cli.score import score
-from streamgmm.errors import Interrupted, StreamGMMError
+from streamgmm.cli.verify import verify
+from streamgmm.errors import Interrupted, Reported, RequestError, StreamGMMError
+from streamgmm.processes import launched
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
@@ -29,7 +40,7 @@ def cli(debug: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-for command in (demo, fit, info, predict, score):
+for command in (assign, bench, completion, demo, evaluate, fit, index, info, predict, report, sample, score, verify):
     cli.add_command(command)
 
 
@@ -43,39 +54,66 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # A terminal that cannot show "×" or "…" must not end a run.
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
-    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    deadline = Deadline()
+    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
     try:
         cli.main(arguments, prog_name="streamgmm", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
-    except click.UsageError as error:
-        if error.ctx is not None:
-            print(error.ctx.get_usage(), file=sys.stderr)
-        _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("stopped at once by SIGINT; what was saved before is intact", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except Exception as error:
-        if debug:
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not isinstance(error, (Interrupted, KeyboardInterrupt, click.ClickException)):
             raise
-        if isinstance(error, StreamGMMError):
-            _fail(str(error), error.exit_status)
-        if isinstance(error, OSError) and error.strerror:
-            _fail(f"{error.filename or 'device'}: {error.strerror}; mend that and run the same command again", 1)
-        _fail(f"{type(error).__name__}: {error}; run again with --debug for the place", 1)
+        message, status = _last_words(error)
+        if _told_elsewhere(error):
+            sys.exit(status)
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            print(error.ctx.get_usage(), file=sys.stderr)
+        deadline.told = True
+        print(f"streamgmm: error: {_one_line(message)}", file=sys.stderr)
+        sys.exit(status)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        deadline.close()
     sys.exit(0)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     """End in order, so that half-written results are removed; `fit` saves a checkpoint in a way of its own."""
+    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(other, signal.SIG_IGN)
     raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
 
 
-def _fail(message: str, status: int) -> NoReturn:
-    print(f"streamgmm: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
+def _told_elsewhere(error: BaseException) -> bool:
+    """Whether another of several processes tells the user; what is wrong with the arguments of all, the first tells."""
+    if not isinstance(error, click.ClickException):
+        return isinstance(error, Reported)
+    try:
+        return launched()[0] > 0
+    except RequestError:
+        return False
+
+
+def _last_words(error: BaseException) -> tuple[str, int]:
+    """What to tell a person about ``error``, and the exit status."""
+    if isinstance(error, click.ClickException):
+        return error.format_message(), 2
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return "stopped at once by SIGINT; what was saved before is intact", 128 + signal.SIGINT
+    if isinstance(error, StreamGMMError):
+        return str(error), error.exit_status
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        what = _one_line(str(error)).split(". ")[0] or "no more memory"
+        return f"out of memory ({what}); lower --memory or --chunk-rows, and run the same command again", 1
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'device'}: {error.strerror}; mend that and run the same command again", 1
+    return f"{type(error).__name__}: {error}; run again with --debug for the place", 1
+
+
+def _one_line(message: str) -> str:
+    """``message`` without line breaks, and without what could steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))

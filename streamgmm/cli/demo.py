@@ -29,12 +29,15 @@ def demo(output: Path, device: str, memory: str, as_json: bool) -> None:
         data = demonstration.prepare_data(output, progress)
         source, result = demonstration.fit_patches(data, output, device, limit, progress)
     pictures = demonstration.draw(result, output)
+    page = demonstration.write_page(output)
     size = source.shape[0] * source.shape[1] * source.dtype.itemsize
     facts = {**result.summary(), "array_bytes": size, "memory_limit": limit, "pictures": [str(p) for p in pictures]}
+    facts["report"] = str(page)
     lines = [
         "",
         f"array            {data} ({format_bytes(size)}), fitted within {memory}",
         *summary_lines(result, output),
         *(f"picture          {path}" for path in pictures),
+        f"report           {page}",
     ]
     print_result(facts, lines, as_json=as_json)

@@ -9,9 +9,10 @@ import torch
 
 from streamgmm.checkpoint import Checkpoints
 from streamgmm.cli.options import as_json, print_result
+from streamgmm.io.advice import describe_reading
 from streamgmm.io.bfloat16 import type_name
 from streamgmm.io.sources import open_source
-from streamgmm.mixture import load_model
+from streamgmm.mixture import Mixture, load_model
 from streamgmm.run import read_settings
 from streamgmm.units import format_bytes
 
@@ -29,8 +30,12 @@ def info(path: Path, as_json: bool) -> None:
         facts = _unfinished(path)
     else:
         facts = _data(path)
-    lines = [f"{name:<17}{value}" for name, value in facts.items() if name != "result"]
+    lines = [f"{name:<22}{_told(value)}" for name, value in facts.items() if name != "result"]
     print_result(facts, lines, as_json=as_json)
+
+
+def _told(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _model(path: Path) -> Facts:
@@ -42,31 +47,47 @@ def _model(path: Path) -> Facts:
         "n_components": mixture.n_components,
         "n_features": mixture.n_features,
         "covariance_type": mixture.covariance_type,
+        **_weights_of(mixture),
         "digest": mixture.digest,
     }
     if isinstance(result, dict):
-        facts |= {name: result.get(name) for name in ("n_samples", "n_iter", "n_passes", "converged", "lower_bound")}
+        told = ("n_samples", "n_iter", "n_passes", "converged", "lower_bound", "held_out", "bic", "aic", "sizes")
+        facts |= {name: result[name] for name in told if name in result}
         facts["result"] = result
     return facts
 
 
 def _unfinished(path: Path) -> Facts:
     config = read_settings(path)
-    facts: Facts = {"kind": "run", "state": "unfinished", **{k: config.get(k) for k in ("n_components", "shape")}}
+    told = ("n_components", "covariance_type", "shape")
+    facts: Facts = {"kind": "run", "state": "unfinished", **{name: config.get(name) for name in told}}
     if not (path / "checkpoints").is_dir():
         return facts
     checkpoints = Checkpoints(path / "checkpoints", config)
     found = checkpoints.latest(torch.device("cpu"), lambda text: click.echo(f"streamgmm: warning: {text}", err=True))
     checkpoints.close()
     if found is not None:
-        state = found[0]
+        state, shape = found[0], config.get("shape")
+        n_samples = int(shape[0]) if isinstance(shape, list) else 0
         facts |= {
             "n_iter": state.n_iter,
-            "cursor": state.cursor,
+            "cursor": state.rows_summed(n_samples),
+            "rows_read": state.rows_read,
             "lower_bound": state.best.lower_bounds[-1] if state.best.lower_bounds else None,
+            **_weights_of(state.best.mixture),
             "digest": state.best.mixture.digest,
         }
     return facts
+
+
+def _weights_of(mixture: Mixture) -> Facts:
+    """How much there is of a mixture, and how evenly its weight is spread."""
+    return {
+        "n_parameters": mixture.n_parameters,
+        "effective_components": mixture.effective_components,
+        "heaviest_weight": float(mixture.weights.max()),
+        "lightest_weight": float(mixture.weights.min()),
+    }
 
 
 def _data(path: Path) -> Facts:
@@ -81,7 +102,7 @@ def _data(path: Path) -> Facts:
         "bytes": size,
         "size": format_bytes(size),
         "files": len(source.files()),
-        "read_path": source.read_path,
+        **describe_reading(source),
         "read_granule": source.read_granule,
         "fingerprint": source.fingerprint,
     }

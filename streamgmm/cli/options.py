@@ -23,17 +23,23 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 
 @dataclass(frozen=True)
 class Computing:
-    """``--device --precision --memory --chunk-rows --threads``, of every command that streams rows."""
+    """``--device --precision --memory --host-memory --chunk-rows --threads``, of every command that streams rows."""
 
     device: str
     precision: str
     memory_limit: int | None
+    host_memory: int | None
     chunk_rows: int | None
     threads: int
 
     def inference(self) -> InferenceSettings:
         return InferenceSettings(
-            resolve_device(self.device), self.precision, self.memory_limit, self.chunk_rows, self.threads
+            resolve_device(self.device),
+            self.precision,
+            self.memory_limit,
+            self.chunk_rows,
+            self.threads,
+            self.host_memory,
         )
 
 
@@ -49,15 +55,23 @@ def computing(command: Command) -> Command:
             help="highest is fp64; auto takes the fastest that agrees with it on a sample.",
         ),
         click.option("--memory", metavar="SIZE", help="Bound on device memory, or growth on a CPU, e.g. 4GiB."),
+        click.option("--host-memory", metavar="SIZE", help="Host memory that keeps rows between passes, e.g. 16GiB."),
         click.option("--chunk-rows", type=click.IntRange(1), help="Rows moved at once; never changes a result."),
         click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reader threads."),
     ]
 
     @wraps(command)
     def gathered(
-        device: str, precision: str, memory: str | None, chunk_rows: int | None, threads: int, **others: Any
+        device: str,
+        precision: str,
+        memory: str | None,
+        host_memory: str | None,
+        chunk_rows: int | None,
+        threads: int,
+        **others: Any,
     ) -> Any:
-        settings = Computing(device, precision, memory_limit(memory), chunk_rows, threads)
+        kept = None if host_memory is None else parse_bytes(host_memory, "--host-memory")
+        settings = Computing(device, precision, memory_limit(memory), kept, chunk_rows, threads)
         return command(computing=settings, **others)
 
     for option in reversed(options):

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from streamgmm.cli.options import Computing, as_json, print_result
+from streamgmm.cli.options import Computing, as_json, one_path, print_result
 from streamgmm.cli.options import computing as add_computing
+from streamgmm.cli.streaming import counted, model_of, spare
 from streamgmm.errors import RequestError
-from streamgmm.inference import posteriors, responsibilities
+from streamgmm.inference import Posterior, posteriors, responsibilities
 from streamgmm.io.sinks import open_sink
 from streamgmm.io.sources import open_source
 from streamgmm.mixture import Mixture
@@ -20,8 +21,8 @@ LABELS, RESP = np.dtype(np.int32), np.dtype(np.float32)
 
 
 @click.command(epilog="Example: streamgmm predict run vectors.zarr labels.npy --top 4 --proba")
-@click.argument("run")
-@click.argument("data")
+@click.argument("run", type=click.Path())
+@click.argument("data", nargs=-1, required=True, type=click.Path())
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(1), help="The M most responsible components of each row, best first.")
 @click.option("--proba", is_flag=True, help="Write responsibilities too; without --top, all K of them.")
@@ -30,7 +31,7 @@ LABELS, RESP = np.dtype(np.int32), np.dtype(np.float32)
 @as_json
 def predict(
     run: str,
-    data: str,
+    data: tuple[str, ...],
     out: Path,
     top: int | None,
     proba: bool,
@@ -44,14 +45,16 @@ def predict(
     with --top M it writes labels to OUT and their responsibilities, (N, M), beside it, as NAME.resp.npy.
     """
     begun = time.perf_counter()
-    mixture = Mixture.load(run)
-    source = open_source(data)
+    mixture = model_of(run)
+    source = open_source(one_path(data))
+    if overwrite:
+        spare(data, out)
     settings = computing.inference()
     n = source.shape[0]
     written = [str(out)]
     if proba and top is None:
         with open_sink(out, (n, mixture.n_components), RESP, overwrite=overwrite) as sink:
-            for resp in responsibilities(source, mixture, settings):
+            for resp in counted(responsibilities(source, mixture, settings), n, len, quiet=as_json):
                 sink.write(resp)
     elif proba and top is not None:
         beside = out.with_suffix(f".resp{out.suffix}")
@@ -60,17 +63,21 @@ def predict(
             open_sink(out, (n, top), LABELS, overwrite=overwrite) as label_sink,
             open_sink(beside, (n, top), RESP, overwrite=overwrite) as resp_sink,
         ):
-            for chunk in posteriors(source, mixture, top, settings):
+            for chunk in counted(posteriors(source, mixture, top, settings), n, _rows, quiet=as_json):
                 label_sink.write(chunk.labels)
                 resp_sink.write(chunk.resp)
         written.append(str(beside))
     else:
         _check_top(top or 1, mixture)
         with open_sink(out, (n,) if top is None else (n, top), LABELS, overwrite=overwrite) as sink:
-            for chunk in posteriors(source, mixture, top or 1, settings):
+            for chunk in counted(posteriors(source, mixture, top or 1, settings), n, _rows, quiet=as_json):
                 sink.write(chunk.labels[:, 0] if top is None else chunk.labels)
     facts = {"n_samples": n, "written": written, "seconds": time.perf_counter() - begun, "digest": mixture.digest}
     print_result(facts, [f"{n:,} rows: {' and '.join(written)}"], as_json=as_json)
+
+
+def _rows(chunk: Posterior) -> int:
+    return len(chunk.labels)
 
 
 def _check_top(top: int, mixture: Mixture) -> None:

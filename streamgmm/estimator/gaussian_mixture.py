@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.base import BaseEstimator, DensityMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from streamgmm import inference
 from streamgmm.device import resolve_device
 from streamgmm.errors import RequestError
-from streamgmm.fitting import FitResult, fit
-from streamgmm.inference import InferenceSettings
-from streamgmm.io.sources import open_source
-from streamgmm.mixture import Float64Array, Mixture, load_model
+from streamgmm.estimator.data import float_dtype, joined, result_dtype, rows_of, weighted_mean, weights_of
+from streamgmm.estimator.quantiles import quantile
+from streamgmm.estimator.start import checked_start
+from streamgmm.estimator.stepwise import batch_statistics, step_size
+from streamgmm.estimator.streamed import Streamed
+from streamgmm.estimator.verbose import VerboseProgress
+from streamgmm.fitting import fit as fit_source
+from streamgmm.io.sources.base import Source
+from streamgmm.mixture import COVARIANCE_TYPES, Float64Array, Mixture, load_model
 from streamgmm.request import FitRequest
-from streamgmm.seeding import Start
-from streamgmm.units import parse_bytes
+from streamgmm.result import FitResult
+from streamgmm.seeding import INIT_METHODS, Start
+from streamgmm.steps.candidate import mean_log_likelihood
+from streamgmm.steps.stepwise import stepwise_update
+from streamgmm.weighting import Weighting
 
 
-class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
+class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[misc]
     """Gaussian mixture whose data need not fit in memory.
 
-    Parameters, attributes and signs are scikit-learn's; ``X`` may be an array, a memory map, a torch tensor, a
-    ``zarr.Array``, a Dask array, a path, or a list of paths. The parameters after ``verbose`` are this package's.
+    Parameters, attributes, signs and messages are scikit-learn's (docs/sklearn.md lists what differs). ``X`` may be an
+    array, a data frame, a memory map, a torch tensor, a ``zarr.Array``, a Dask array, a path, a list of paths, or an
+    iterator of arrays. The parameters after ``verbose_interval`` are this package's.
 
     Parameters
     ----------
@@ -47,12 +59,15 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         (K,), (K, D), and the shape of ``precisions_``.
     random_state : int, RandomState or None
     warm_start : bool, default False
-        Start the next ``fit`` from the parameters of the last.
+        Start the next ``fit`` from the parameters of the last; ``n_init`` is then ignored.
     verbose : int, default 0
-        1 prints a line an iteration.
+        1 prints every start's fate and every tenth iteration, 2 also times and changes.
+    verbose_interval : int, default 10
+        Iterations from one line to the next.
     device : {'auto', 'cpu', 'cuda', 'cuda:N'}, default 'auto'
     precision : {'auto', 'medium', 'high', 'highest'}, default 'auto'
-        ``highest`` is fp64; ``auto`` takes the fastest that agrees with it on a sample, checked every iteration.
+        ``highest`` is fp64; ``auto`` takes the fastest that agrees with it on a sample, checked every iteration. On a
+        CPU ``auto`` works in fp64 on float64 rows, and on up to 4,096 rows of any type.
     memory_limit : str or int, optional
         Bytes on the device (growth of the process on a CPU), such as ``'4GiB'``.
     chunk_rows : int, optional
@@ -65,11 +80,14 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     weights_ : (K,)
     means_ : (K, D)
     covariances_, precisions_, precisions_cholesky_ : as in scikit-learn
+        Like weights and means float32 where the rows are float32, else float64. What the fit found is kept in fp64
+        beside them (`mixture_`) as long as they are not replaced.
     converged_ : bool
     n_iter_ : int
     lower_bound_ : float
     lower_bounds_ : list of float
     n_features_in_ : int
+    feature_names_in_ : (D,), where X had names
 
     Examples
     --------
@@ -79,6 +97,26 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     >>> GaussianMixture(2, random_state=0, device="cpu").fit(X).means_.shape
     (2, 2)
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "covariance_type": [StrOptions(set(COVARIANCE_TYPES))],
+        "tol": [Interval(Real, 0.0, None, closed="left")],
+        "reg_covar": [Interval(Real, 0.0, None, closed="left")],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "init_params": [StrOptions(set(INIT_METHODS))],
+        "weights_init": ["array-like", None],
+        "means_init": ["array-like", None],
+        "precisions_init": ["array-like", None],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+        "verbose_interval": [Interval(Integral, 1, None, closed="left")],
+        **Streamed._stream_constraints,
+    }
+
+    n_iter_: int
+    lower_bounds_: list[float]
 
     def __init__(
         self,
@@ -96,6 +134,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         random_state: Any = None,
         warm_start: bool = False,
         verbose: int = 0,
+        verbose_interval: int = 10,
         device: str = "auto",
         precision: str = "auto",
         memory_limit: str | int | None = None,
@@ -115,81 +154,143 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.warm_start = warm_start
         self.verbose = verbose
+        self.verbose_interval = verbose_interval
         self.device = device
         self.precision = precision
         self.memory_limit = memory_limit
         self.chunk_rows = chunk_rows
         self.checkpoint = checkpoint
 
-    def fit(self, X: Any, y: Any = None) -> GaussianMixture:
-        """Estimate the parameters from every row of ``X``.
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> GaussianMixture:
+        """Estimate the parameters from every row of ``X``; an iterator is read once, into a temporary file.
+
+        Parameters
+        ----------
+        X : array-like, path, or whatever the class takes
+            (N, D).
+        y : ignored
+        sample_weight : (N,) array or path of a file of N values, optional
+            What each row counts: zero is a row left out, two a row that is there twice.
 
         Raises
         ------
-        RequestError (a ValueError)
+        ValueError
             A parameter or the data cannot be used; the message names it, its value and the remedy.
         """
-        source = open_source(X)
-        result = fit(source, self._request(), None if self.checkpoint is None else Path(self.checkpoint))
-        self._keep(result)
-        if self.verbose:
-            for record in result.history:
-                print(f"iteration {record['iteration']}: lower bound {record['lower_bound']:.6f}")
-        if not result.converged and self.max_iter > 0:
-            warnings.warn(
-                f"not converged after {result.n_iter} iterations; raise max_iter or tol, or check for degenerate data",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        with rows_of(self, X, reset=True, ensure_min_samples=2) as source:
+            self._fit(source, sample_weight)
         return self
 
-    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> np.ndarray:
         """``fit(X).predict(X)``."""
-        return self.fit(X).predict(X)
+        with rows_of(self, X, reset=True, ensure_min_samples=2) as source:
+            self._fit(source, sample_weight)
+            return self._labels(source)
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> GaussianMixture:
+        """One step of stepwise EM from the rows of ``X``; the first call seeds the components on them.
+
+        With s the statistics a row that the parameters stand for, and ŝ those of ``X``: s ← (1 − γ) s + γ ŝ with
+        γ = (n_iter_ + 2)^−0.6 (Cappé & Moulines 2009), and γ = 1 in the first call. After ``fit``, ``n_iter_`` counts
+        its iterations, so that what it learnt is kept the better the longer it took. The batches should come in random
+        order; ``lower_bounds_`` are theirs. ``tol``, ``max_iter``, ``n_init`` and ``checkpoint`` play no part.
+        """
+        first = not hasattr(self, "weights_")
+        with rows_of(self, X, reset=first) as source:
+            weights = weights_of(sample_weight, source)
+            if first:
+                self._refuse_fewer_rows_than_components(source)
+                request = replace(self._request(source, self._given_start(source)), max_iter=0, n_init=1)
+                mixture = fit_source(source, replace(request, weights=weights)).mixture
+                bounds, gamma, dtype = [], 1.0, float_dtype(source.dtype)
+            else:
+                mixture, bounds, gamma = self.mixture_, self.lower_bounds_, step_size(self.n_iter_)
+                dtype = self.means_.dtype
+            device, precision = resolve_device(self.device), self._precision(source)
+            batch = batch_statistics(mixture, source, Weighting(weights), precision, device)
+        bound = mean_log_likelihood(batch)
+        n_iter = 0 if first else self.n_iter_
+        self._set(stepwise_update(mixture, batch, gamma, self.reg_covar).mixture, False, [*bounds, bound], dtype)
+        self.n_iter_ = n_iter + 1
+        return self
 
     def predict(self, X: Any) -> np.ndarray:
         """Most responsible component of each row, (N,) int64."""
-        chunks = inference.posteriors(open_source(X), self.mixture_, 1, self._inference())
-        return np.asarray(np.concatenate([chunk.labels[:, 0] for chunk in chunks]), dtype=np.int64)
+        check_is_fitted(self)
+        with rows_of(self, X, reset=False) as source:
+            return self._labels(source)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Responsibilities, (N, K). For more rows than memory holds use ``streamgmm predict --proba``."""
-        chunks = inference.responsibilities(open_source(X), self.mixture_, self._inference())
-        return np.asarray(np.concatenate(list(chunks)), dtype=np.float64)
+        check_is_fitted(self)
+        with rows_of(self, X, reset=False) as source:
+            mixture = self.mixture_
+            resp = np.empty((source.shape[0], mixture.n_components), result_dtype(source.dtype, self.means_.dtype))
+            return joined(inference.responsibilities(source, mixture, self._inference(source)), resp)
 
-    def score_samples(self, X: Any) -> Float64Array:
+    def score_samples(self, X: Any) -> np.ndarray:
         """log p(x) of each row, (N,), nats."""
-        return np.concatenate(list(inference.log_likelihoods(open_source(X), self.mixture_, self._inference())))
+        check_is_fitted(self)
+        with rows_of(self, X, reset=False) as source:
+            log_prob = np.empty(source.shape[0], result_dtype(source.dtype, self.means_.dtype))
+            return joined(inference.log_likelihoods(source, self.mixture_, self._inference(source)), log_prob)
 
-    def score(self, X: Any, y: Any = None) -> float:
-        """Mean log-likelihood, nats a sample; streamed in bounded memory."""
-        return inference.mean_log_likelihood(open_source(X), self.mixture_, self._inference())
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Mean log-likelihood, nats a sample, each row counted as ``fit`` counts it; streamed in bounded memory."""
+        return self._score(X, sample_weight)[0]
 
     def bic(self, X: Any) -> float:
         """Bayesian information criterion; lower is better."""
-        source = open_source(X)
-        n = source.shape[0]
-        return float(-2 * self.score(source) * n + self.mixture_.n_parameters * np.log(n))
+        score, n = self._score(X)
+        return float(-2 * score * n + self._n_parameters() * np.log(n))
 
     def aic(self, X: Any) -> float:
         """Akaike information criterion; lower is better."""
-        source = open_source(X)
-        return float(-2 * self.score(source) * source.shape[0] + 2 * self.mixture_.n_parameters)
+        score, n = self._score(X)
+        return float(-2 * score * n + 2 * self._n_parameters())
+
+    def outlier_threshold(self, X: Any, q: float) -> float:
+        """The ``q``-quantile of ``score_samples(X)``: about a share ``q`` of such rows scores less.
+
+        Exact, as `numpy.quantile` interpolates; the rows are read once, in bounded memory. Beyond a million rows the
+        scores are kept in an unnamed temporary file meanwhile, eight bytes a row.
+        """
+        check_is_fitted(self)
+        if not 0 <= q <= 1:
+            raise RequestError(f"q must be a number between 0 and 1; got {q!r}")
+        with rows_of(self, X, reset=False) as source:
+            dtype = result_dtype(source.dtype, self.means_.dtype)
+            scores = inference.log_likelihoods(source, self.mixture_, self._inference(source))
+            return quantile((chunk.astype(dtype) for chunk in scores), source.shape[0], float(q))
 
     def sample(self, n_samples: int = 1) -> tuple[Float64Array, np.ndarray]:
         """Rows (n, D) drawn from the mixture, and their components (n,)."""
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise RequestError(
+                f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample."
+            )
         return inference.sample(self.mixture_, n_samples, check_random_state(self.random_state))
 
     @property
     def mixture_(self) -> Mixture:
-        """The fitted parameters as a `Mixture`."""
-        check_is_fitted(self, "weights_")
+        """The fitted parameters as a `Mixture`, in fp64: those of the fit, or what they were replaced by."""
+        check_is_fitted(self)
+        exact: Mixture | None = getattr(self, "_exact", None)
+        if exact is not None and all(
+            np.array_equal(getattr(self, f"{name}_"), getattr(exact, name).astype(self.means_.dtype))
+            for name in ("weights", "means", "covariances")
+        ):
+            return exact
         return Mixture(self.weights_, self.means_, self.covariances_, self.covariance_type)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted mixture as a checksummed safetensors file."""
-        facts = {"converged": self.converged_, "lower_bounds": list(self.lower_bounds_)}
-        self.mixture_.save(path, result=facts)
+        mixture = self.mixture_
+        mixture.save(path, result={"converged": self.converged_, "lower_bounds": list(map(float, self.lower_bounds_))})
 
     @classmethod
     def load(cls, path: str | Path) -> GaussianMixture:
@@ -204,51 +305,143 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         estimator = cls(mixture.n_components, covariance_type=mixture.covariance_type)
         facts = metadata.get("result")
         facts = facts if isinstance(facts, dict) else {}
-        estimator._set(mixture, bool(facts.get("converged", False)), list(facts.get("lower_bounds", [])))
+        bounds = list(facts.get("lower_bounds", []))
+        estimator._set(mixture, bool(facts.get("converged", False)), bounds, np.dtype(np.float64))
+        estimator.n_features_in_ = mixture.n_features
         return estimator
 
-    def _keep(self, result: FitResult) -> None:
-        self._set(result.mixture, result.converged, list(result.lower_bounds))
+    def to_sklearn(self) -> Any:
+        """A ``sklearn.mixture.GaussianMixture`` with the same settings, fitted to the same parameters, if any."""
+        from sklearn.mixture import GaussianMixture as Peer
 
-    def _set(self, mixture: Mixture, converged: bool, lower_bounds: list[float]) -> None:
-        self.weights_ = mixture.weights
-        self.means_ = mixture.means
-        self.covariances_ = mixture.covariances
-        self.precisions_cholesky_ = mixture.precisions_cholesky
-        self.precisions_ = mixture.precisions
+        peer = Peer(**{name: getattr(self, name) for name in Peer().get_params()})
+        _copy_fitted(self, peer)
+        return peer
+
+    @classmethod
+    def from_sklearn(cls, peer: Any, **own: Any) -> GaussianMixture:
+        """The inverse of `to_sklearn`; ``own`` are parameters that scikit-learn does not have, such as ``device``."""
+        from sklearn.mixture import GaussianMixture as Peer
+
+        if not isinstance(peer, Peer):
+            raise RequestError(f"peer must be a sklearn.mixture.GaussianMixture; got {type(peer).__name__}")
+        estimator = cls(**peer.get_params(), **own)
+        _copy_fitted(peer, estimator)
+        return estimator
+
+    def _fit(self, source: Source, sample_weight: Any) -> None:
+        self._refuse_fewer_rows_than_components(source)
+        warm = self.warm_start and hasattr(self, "converged_")
+        start = Start(self.weights_, self.means_, self.precisions_) if warm else self._given_start(source)
+        request = replace(self._request(source, start), weights=weights_of(sample_weight, source))
+        if warm:
+            request = replace(request, n_init=1)
+        progress = VerboseProgress(self.verbose, self.verbose_interval, request.n_init)
+        result = fit_source(source, request, self._run(), progress)
+        progress.finish()
+        converged, bounds = result.converged, list(result.lower_bounds)
+        if warm and bounds:  # the first iteration may change nothing, compared with the last of the fit before
+            converged = converged or abs(bounds[0] - self.lower_bound_) < self.tol
+        if converged and self.reg_covar == 0 and _collapsed(result):
+            raise RequestError(
+                "Fitting the mixture model failed because some components have ill-defined empirical covariance (for "
+                "instance caused by singleton or collapsed samples). Try to decrease the number of components, "
+                "increase reg_covar, or scale the input data."
+            )
+        if not converged and self.max_iter > 0:
+            warnings.warn(
+                "Best performing initialization did not converge. Try different init parameters, or increase max_iter, "
+                "tol, or check for degenerate data.",
+                ConvergenceWarning,
+                stacklevel=4,  # the caller of fit, past scikit-learn's decorator
+            )
+        self._set(result.mixture, converged, bounds, float_dtype(source.dtype))
+
+    def _refuse_fewer_rows_than_components(self, source: Source) -> None:
+        if source.shape[0] < self.n_components:
+            raise RequestError(
+                f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
+                f"n_samples = {source.shape[0]}"
+            )
+
+    def _set(self, mixture: Mixture, converged: bool, bounds: list[float], dtype: np.dtype[np.generic]) -> None:
+        for name in ("weights", "means", "covariances", "precisions_cholesky", "precisions"):
+            setattr(self, f"{name}_", np.array(getattr(mixture, name), dtype=dtype))
+        # In fp64 the attributes say it all.
+        self._exact = (
+            None if dtype == np.float64 else Mixture(**mixture.tensors(), covariance_type=self.covariance_type)
+        )
         self.converged_ = converged
-        self.n_iter_ = len(lower_bounds)
-        self.lower_bounds_ = lower_bounds
-        self.lower_bound_ = lower_bounds[-1] if lower_bounds else -np.inf
-        self.n_features_in_ = mixture.n_features
+        self.n_iter_ = len(bounds)
+        self.lower_bounds_ = bounds
+        self.lower_bound_ = bounds[-1] if bounds else -np.inf
 
-    def _request(self) -> FitRequest:
-        start = Start(self.weights_init, self.means_init, self.precisions_init)
-        if self.warm_start and hasattr(self, "weights_"):
-            start = Start(self.weights_, self.means_, self.precisions_)
-        if not isinstance(self.n_components, (int, np.integer)):
-            raise RequestError(f"n_components must be an int; got {self.n_components!r}")
-        seed = self.random_state
-        if not isinstance(seed, (int, np.integer)):
-            seed = check_random_state(seed).randint(2**31)
+    def _score(self, X: Any, sample_weight: Any = None) -> tuple[float, int]:
+        check_is_fitted(self)
+        with rows_of(self, X, reset=False) as source:
+            n, settings = source.shape[0], self._inference(source)
+            weights = weights_of(sample_weight, source)
+            if weights is None:
+                return inference.mean_log_likelihood(source, self.mixture_, settings), n
+            scores = inference.log_likelihoods(source, self.mixture_, settings)
+            return weighted_mean(scores, Weighting(weights), n), n
+
+    def _labels(self, source: Source) -> np.ndarray:
+        chunks = inference.posteriors(source, self.mixture_, 1, self._inference(source))
+        return joined((chunk.labels[:, 0] for chunk in chunks), np.empty(source.shape[0], np.int64))
+
+    def _n_parameters(self) -> int:
+        return self.mixture_.n_parameters
+
+    def _given_start(self, source: Source) -> Start:
+        given = self.weights_init, self.means_init, self.precisions_init
+        return checked_start(*given, self.covariance_type, self.n_components, source.shape[1])
+
+    def _request(self, source: Source, start: Start) -> FitRequest:
         return FitRequest(
             n_components=int(self.n_components),
             covariance_type=self.covariance_type,
-            tol=self.tol,
-            reg_covar=self.reg_covar,
-            max_iter=self.max_iter,
-            n_init=self.n_init,
+            tol=float(self.tol),
+            reg_covar=float(self.reg_covar),
+            max_iter=int(self.max_iter),
+            n_init=int(self.n_init),
             init=self.init_params,
             start=start,
-            seed=int(seed),
-            precision=self.precision,
+            seed=self._seed(),
+            precision=self._precision(source),
             device=self.device,
             memory_limit=self._limit(),
             chunk_rows=self.chunk_rows,
         )
 
-    def _inference(self) -> InferenceSettings:
-        return InferenceSettings(resolve_device(self.device), self.precision, self._limit(), self.chunk_rows)
 
-    def _limit(self) -> int | None:
-        return None if self.memory_limit is None else parse_bytes(self.memory_limit, "memory_limit")
+_FITTED = (
+    "weights_",
+    "means_",
+    "covariances_",
+    "precisions_",
+    "precisions_cholesky_",
+    "converged_",
+    "n_iter_",
+    "lower_bound_",
+    "lower_bounds_",
+    "n_features_in_",
+    "feature_names_in_",
+)
+
+
+def _collapsed(result: FitResult) -> bool:
+    """Whether the last update of the best model had to give a component volume."""
+    bound = result.lower_bounds[-1] if result.lower_bounds else None
+    return any(
+        record["degenerate"]
+        for record in result.history
+        if record["iteration"] == result.n_iter and record["lower_bound"] == bound
+    )
+
+
+def _copy_fitted(fitted: Any, other: Any) -> None:
+    for name in _FITTED:
+        if hasattr(fitted, name):
+            value = getattr(fitted, name)
+            setattr(other, name, value.copy() if isinstance(value, (np.ndarray, list)) else value)

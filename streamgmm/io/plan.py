@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,12 +32,23 @@ def plan_chunks(n_samples: int, chunk_rows: int, start: int = 0) -> list[Span]:
     ``chunk_rows`` divides a block or is a multiple of one, so chunks meet block boundaries exactly; ``start`` must be
     the end of a chunk of some such plan.
     """
+    return cut_spans(segment_spans(n_samples, start), chunk_rows)
+
+
+def segment_spans(n_samples: int, start: int = 0) -> list[Span]:
+    """Rows [start, n_samples) as one span a segment that has any."""
+    bounds = enumerate(segment_bounds(n_samples))
+    return [Span(max(first, start), last, segment) for segment, (first, last) in bounds if max(first, start) < last]
+
+
+def cut_spans(spans: Iterable[Span], chunk_rows: int) -> list[Span]:
+    """Cut each span into chunks of at most ``chunk_rows``, which divides a block or is a multiple of one."""
     if BLOCK_ROWS % chunk_rows and chunk_rows % BLOCK_ROWS:
         raise ValueError(f"chunk_rows must divide {BLOCK_ROWS} or be a multiple of it; got {chunk_rows}")
     return [
-        Span(row, min(row + chunk_rows, last), segment)
-        for segment, (first, last) in enumerate(segment_bounds(n_samples))
-        for row in range(max(first, start), last, chunk_rows)
+        Span(row, min(row + chunk_rows, span.stop), span.segment)
+        for span in spans
+        for row in range(span.start, span.stop, chunk_rows)
     ]
 
 
@@ -48,12 +61,16 @@ def round_chunk_rows(rows: int, granule: int) -> int:
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes of a file that are rows as they are: they can be read straight into place."""
+    """Bytes of a file that are rows as they are: they can be read straight into place.
+
+    ``owner`` is what keeps the descriptor open; it is held as long as the extent is.
+    """
 
     path: str
     descriptor: int
     offset: int
     length: int
+    owner: object = None
 
 
 def read_extent(extent: Extent, out: np.ndarray) -> None:
@@ -69,11 +86,27 @@ def read_extent(extent: Extent, out: np.ndarray) -> None:
         try:
             count = os.preadv(extent.descriptor, [view[done:]], extent.offset + done)
         except OSError as error:
-            place = f"{extent.path}: read failed at byte {extent.offset + done} ({error.strerror})"
-            raise DataError(f"{place}; check the device") from error
+            raise read_failed(extent, done, error) from error
         if count == 0:
-            raise DataError(
-                f"{extent.path}: ends at byte {extent.offset + done}, {extent.length - done} bytes too early; "
-                "the file is truncated, restore it"
-            )
+            raise ended_early(extent, done)
         done += count
+
+
+def forget(extent: Extent) -> None:
+    """Drop the extent's pages from the page cache; a descriptor that takes no advice is left alone."""
+    with suppress(OSError):
+        os.posix_fadvise(extent.descriptor, extent.offset, extent.length, os.POSIX_FADV_DONTNEED)
+
+
+def read_failed(extent: Extent, done: int, error: OSError) -> DataError:
+    """The one-line error for a read that failed after ``done`` bytes."""
+    place = f"{extent.path}: read failed at byte {extent.offset + done} ({error.strerror})"
+    return DataError(f"{place}; check the device")
+
+
+def ended_early(extent: Extent, done: int) -> DataError:
+    """The one-line error for a file that ended after ``done`` bytes."""
+    return DataError(
+        f"{extent.path}: ends at byte {extent.offset + done}, {extent.length - done} bytes too early; "
+        "the file is truncated, restore it"
+    )

@@ -4,18 +4,21 @@ On a CUDA device a copy stream moves a filled slot into one of two device buffer
 A buffer is overwritten only after the event that the kernel's stream recorded behind its last use; a slot is refilled
 only after the event of the copy that emptied it. On a CPU the chunk is the slot itself, and the same order holds
 without pinning, streams or events.
+
+Chunks that a tier has room for are read, or copied, into their place there, and need neither slot nor buffer again.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Lock
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,12 +27,21 @@ from torch import Tensor
 from streamgmm.io.bfloat16 import as_rows, as_tensor
 from streamgmm.io.integrity import unit_checksums
 from streamgmm.io.plan import Span
+from streamgmm.io.readers import Readers
+from streamgmm.io.residency import Tier, cached_rows
 from streamgmm.io.sources.base import Rows, Source
+from streamgmm.io.traffic import Traffic, bytes_from_storage
 
 SLOTS = 3
 """Host slots: one being used or copied, one full, one being filled."""
 
 DEVICE_BUFFERS = 2
+
+STALL_SECONDS = 30.0
+"""A read that makes no progress for so long is told of."""
+
+PATIENCE_SECONDS = 5.0
+"""How long the end waits for reads in flight before it leaves them behind."""
 
 _PIECE_BYTES = 1 << 20
 
@@ -48,19 +60,11 @@ class Chunk:
     units: bytes | None
 
 
-@dataclass
-class Traffic:
-    """What moved, and how long the consumer stood waiting for it."""
-
-    rows: int = 0
-    bytes_read: int = 0
-    seconds_waiting: float = 0.0
-
-
 class Ring:
     """Streams spans of a source to a device, in order, through buffers allocated once.
 
-    Rows that lie in memory already are handed to a CPU where they are.
+    Rows that lie in memory already are handed to a CPU where they are, and copied from there to a GPU if that memory is
+    pinned.
 
     Parameters
     ----------
@@ -70,23 +74,56 @@ class Ring:
     device : torch.device
     threads : int
         Reader threads. Their number changes the speed and nothing else.
+    host_memory : int, optional
+        Bytes of host memory for rows. On a GPU, and for data that must be decoded, what the slots leave of it keeps the
+        first chunks; else that many bytes of the data's beginning are left in the page cache. What does not fit is read
+        past the page cache. None: nothing is kept, and caching is left to the system.
+    device_memory : int
+        Bytes of a GPU's memory, besides the buffers, that keep the first chunks.
+    notify : callable, optional
+        Told, in a line, what the user should know: a read that stalls (again after every ``stall_seconds``), a file
+        system without ``O_DIRECT``. Called from `stream`; what it raises ends the stream.
+    stall_seconds : float
     """
 
-    def __init__(self, source: Source, chunk_rows: int, device: torch.device, threads: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        chunk_rows: int,
+        device: torch.device,
+        threads: int,
+        *,
+        host_memory: int | None = None,
+        device_memory: int = 0,
+        notify: Callable[[str], None] | None = None,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
         self._source = source
         self._device = device
         self._threads = threads
-        self._readers = ThreadPoolExecutor(threads, "streamgmm-read")
+        self._readers = Readers(threads)
+        self._notify = notify or (lambda text: None)
+        self._stall_seconds = stall_seconds
+        self._lock = Lock()
+        self._words: list[str] = []
+        self._told = False
         self.traffic = Traffic()
+        self._storage_before = bytes_from_storage()
         on_gpu = device.type == "cuda"
         rows = min(chunk_rows, source.shape[0])
         self._slots = [_slot(source, rows, pinned=on_gpu) for _ in range(SLOTS)]
         self._buffers = [torch.empty_like(self._slots[0], device=device) for _ in range(DEVICE_BUFFERS * on_gpu)]
+        self._on_device = Tier(device_memory if on_gpu else 0, self._device_block)
+        resident = host_memory is not None and (on_gpu or source.read_path == "decode")
+        budget = max(0, (host_memory or 0) - sum(slot.untyped_storage().nbytes() for slot in self._slots))
+        self._on_host = Tier(budget if resident else 0, _pinned if on_gpu else _pageable)
+        self._cached_rows = cached_rows(source, host_memory, resident=resident)
 
     def stream(self, spans: Iterable[Span], checked_rows: int = 0) -> Generator[Chunk]:
         """Chunks of ``spans``, in order, the first ``checked_rows`` rows with checksums.
 
-        Reading runs ahead by as many slots as there are.
+        Reading runs ahead by as many slots as there are; ``spans`` is asked for more as it goes, so that one that
+        continues with the next pass has its chunks read while this one ends.
 
         Raises
         ------
@@ -94,29 +131,33 @@ class Ring:
             From a reader thread, at the chunk it belongs to.
         """
         on_gpu = self._device.type == "cuda"
-        planned = _with_checks(spans, checked_rows)
+        planned = _Ahead(_with_checks(spans, checked_rows))
         return self._stream_to_gpu(planned) if on_gpu else self._stream_on_host(planned)
 
-    def _stream_on_host(self, spans: Iterator[_Planned]) -> Generator[Chunk]:
+    def _stream_on_host(self, spans: _Ahead) -> Generator[Chunk]:
         free, reading = deque(self._slots), deque[_Reading]()
         try:
             while True:
                 self._start_reading(spans, free, reading)
                 if not reading:
                     return
-                item = reading.popleft()
+                item = reading[0]
                 self._wait(item)
+                reading.popleft()
                 yield Chunk(item.span, item.rows, item.checksums())
-                free.append(item.slot)
+                if item.slot is not None:
+                    free.append(item.slot)
         finally:
-            _abandon(reading)
+            self._abandon(reading)
 
-    def _stream_to_gpu(self, spans: Iterator[_Planned]) -> Generator[Chunk]:
+    def _stream_to_gpu(self, spans: _Ahead) -> Generator[Chunk]:
         compute, copy = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        # Memory that the allocator gave out may still be read by a kernel for which it was freed.
+        copy.wait_stream(compute)
         free, reading = deque(self._slots), deque[_Reading]()
         # A buffer with the event after which it may be overwritten.
         buffers = deque((buffer, torch.cuda.Event()) for buffer in self._buffers)
-        copying, staged = deque[_Staged](), deque[_Staged]()
+        copying, staged = deque[_Copying](), deque[_Staged]()
 
         def reclaim(*, wait: bool) -> None:
             """Free the slots that were copied, and read for their checksums; ``wait`` for the first."""
@@ -124,58 +165,104 @@ class Ring:
                 done = copying.popleft()
                 done.copied.synchronize()
                 done.item.checksums()
-                free.append(done.item.slot)
+                self.traffic.seconds_copying += done.seconds()
+                if done.item.slot is not None:
+                    free.append(done.item.slot)
                 wait = False
 
         def stage() -> None:
-            item = reading.popleft()
+            item = reading[0]
+            if item.resident:
+                self._count_resident(item)
+                reading.popleft()
+                staged.append(_Staged(item, item.rows, None, None))
+                return
             self._wait(item)
-            buffer, released = buffers.popleft()
+            reading.popleft()
+            buffer: _Buffer | None = None
             with torch.cuda.stream(copy):
-                copy.wait_event(released)
-                rows = buffer[: item.span.rows]
+                if item.place is None:
+                    buffer = buffers.popleft()
+                    copy.wait_event(buffer[1])
+                rows = item.place if buffer is None else buffer[0][: item.span.rows]
+                assert rows is not None
+                begun, copied = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begun.record(copy)
                 rows.copy_(item.rows, non_blocking=True)
-                copied = torch.cuda.Event()
                 copied.record(copy)
-            copying.append(_Staged(item, rows, buffer, copied))
-            staged.append(copying[-1])
+            self.traffic.bytes_copied += rows.nbytes
+            if item.place is not None:
+                self._on_device.hold(item.span)
+            copying.append(_Copying(item, begun, copied))
+            staged.append(_Staged(item, rows, buffer, copied))
+
+        def may_stage() -> bool:
+            """Ready data is copied under the running kernel; data still being read is not waited for."""
+            if not reading or len(staged) >= DEVICE_BUFFERS:
+                return False
+            needs_buffer = not reading[0].resident and reading[0].place is None
+            return (bool(buffers) or not needs_buffer) and (not staged or reading[0].done())
 
         try:
             while True:
                 reclaim(wait=not free and not reading)
                 self._start_reading(spans, free, reading)
-                # Ready data is copied under the running kernel; data still being read is not waited for.
-                while reading and buffers and (not staged or reading[0].done()):
+                while may_stage():
                     stage()
                 if not staged:
                     return
                 current = staged.popleft()
-                compute.wait_event(current.copied)
+                if current.copied is not None:
+                    compute.wait_event(current.copied)
                 yield Chunk(current.item.span, current.rows, current.item.checksums())
-                released = torch.cuda.Event()
-                released.record(compute)
-                buffers.append((current.buffer, released))
+                if current.buffer is not None:
+                    released = torch.cuda.Event()
+                    released.record(compute)
+                    buffers.append((current.buffer[0], released))
         finally:
-            _abandon(deque([*(staged.item for staged in copying), *reading]))
+            self._abandon(deque([*(done.item for done in copying), *reading]))
             copy.synchronize()
+            self.traffic.seconds_copying += sum(done.seconds() for done in copying)
 
-    def _start_reading(self, spans: Iterator[_Planned], free: deque[Tensor], reading: deque[_Reading]) -> None:
-        while free:
-            planned = next(spans, None)
-            if planned is None:
+    def _start_reading(self, spans: _Ahead, free: deque[Tensor], reading: deque[_Reading]) -> None:
+        while len(reading) < SLOTS and (planned := spans.head()) is not None:
+            item = self._begin(*planned, free)
+            if item is None:
                 return
-            span, checked = planned
-            slot = free.popleft()
-            rows, pieces = slot[: span.rows], list[Future[None]]()
-            # The device reads its own memory only, so rows that lie in memory serve a CPU alone.
-            there = self._source.view(span.start, span.stop) if self._device.type == "cpu" else None
-            if there is None:
-                pieces = self._submit(span, as_rows(rows))
+            spans.drop_head()
+            reading.append(item)
+
+    def _begin(self, span: Span, checked: bool, free: deque[Tensor]) -> _Reading | None:
+        """Begin to read a span, or find it where it lies; None where that takes a slot and none is free."""
+        rows, pieces, slot, place = self._rows_in_memory(span), list[Future[None]](), None, None
+        if rows is None or self._device.type == "cuda":
+            place = self._on_device.place(span, self._size(span))
+        if place is not None and self._on_device.holds(span):
+            if not checked:
+                return _Reading(span, None, self._typed(place), [], None, resident=True)
+            place = None  # what checksums are wanted of is read anew; the place may be in use
+        if rows is None:
+            kept = self._on_host.place(span, self._size(span)) if place is None else None
+            if kept is None and not free:
+                return None
+            if kept is None:
+                slot = free.popleft()
+                rows = slot[: span.rows]
             else:
-                rows = as_tensor(there)
-            # Queued behind the pieces that it waits for, so it never holds the thread they need.
-            units = self._readers.submit(_units_of, pieces, as_rows(rows)) if checked else None
-            reading.append(_Reading(span, slot, rows, pieces, units))
+                rows = self._typed(kept)
+            if kept is None or not self._on_host.holds(span):
+                pieces = self._submit(span, as_rows(rows))
+        # Queued behind the pieces that it waits for, so it never holds the thread they need.
+        units = self._readers.submit(_units_of, pieces, as_rows(rows)) if checked else None
+        return _Reading(span, slot, rows, pieces, units, place=None if place is None else self._typed(place))
+
+    def _rows_in_memory(self, span: Span) -> Tensor | None:
+        """Rows that need not be read: any that lie in memory for a CPU, those in pinned memory for a GPU."""
+        there = self._source.view(span.start, span.stop)
+        if there is None:
+            return None
+        rows = as_tensor(there)
+        return rows if self._device.type == "cpu" or rows.is_pinned() else None
 
     def _submit(self, span: Span, out: Rows) -> list[Future[None]]:
         """Read a span in pieces, one a thread where they are large enough, cut where storage likes it."""
@@ -184,22 +271,90 @@ class Ring:
         rows = -(-max(least, -(-len(out) // self._threads)) // granule) * granule
         first = span.start - span.start % granule
         cuts = [max(start, span.start) for start in range(first, span.stop, rows)] + [span.stop]
+        cached = span.stop <= self._cached_rows
         return [
-            self._readers.submit(self._source.read_into, start, stop, out[start - span.start : stop - span.start])
+            self._readers.submit(self._read, start, stop, out[start - span.start : stop - span.start], cached)
             for start, stop in pairwise(cuts)
         ]
 
+    def _read(self, start: int, stop: int, out: Rows, cached: bool) -> None:
+        """What a reader thread does: rows [start, stop) into ``out``, and the count of it."""
+        begun, computing, word = time.perf_counter(), time.thread_time(), None
+        if cached:
+            self._source.read_into(start, stop, out)
+        else:
+            word = self._source.read_uncached(start, stop, out)
+        with self._lock:
+            traffic = self.traffic
+            traffic.seconds_reading += time.perf_counter() - begun
+            traffic.seconds_decoding += time.thread_time() - computing
+            traffic.bytes_decoded += out.nbytes * (self._source.read_path == "decode")
+            traffic.bytes_uncached += out.nbytes * (not cached and word is None)
+            if word is not None:
+                self._words.append(word)
+
     def _wait(self, item: _Reading) -> None:
-        begun = time.perf_counter()
+        """Wait until a span is read; raises what its reading raised."""
+        begun, pending = time.perf_counter(), set(item.pieces)
+        while pending:
+            finished, pending = wait(pending, self._stall_seconds, FIRST_COMPLETED)
+            if not finished:
+                seconds = time.perf_counter() - begun
+                self._notify(
+                    f"{self._source.locate(item.span.start)} and those after it: no read has finished for "
+                    f"{seconds:.0f} s; still waiting, check the disk or the network"
+                )
         for piece in item.pieces:
             piece.result()
-        self.traffic.seconds_waiting += time.perf_counter() - begun
+        if self._words and not self._told:
+            self._told = True
+            self._notify(self._words[0])
+        traffic = self.traffic
+        traffic.seconds_waiting += time.perf_counter() - begun
+        if self._on_host.holds(item.span):
+            self._count_resident(item)
+            return
+        self._on_host.hold(item.span)
+        traffic.rows += item.span.rows
+        traffic.bytes_read += item.rows.nbytes
+        traffic.bytes_from_disk = bytes_from_storage() - self._storage_before
+
+    def _count_resident(self, item: _Reading) -> None:
         self.traffic.rows += item.span.rows
-        self.traffic.bytes_read += item.rows.nbytes
+        if item.resident:
+            self.traffic.bytes_from_device += item.rows.nbytes
+        else:
+            self.traffic.bytes_from_host += item.rows.nbytes
+
+    def _abandon(self, reading: deque[_Reading]) -> None:
+        """Let reads in flight end before their slots are reused; what they raise no longer matters.
+
+        A read that does not end keeps its slot, for which there is a new one.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        for item in reading:
+            futures: list[Future[None] | Future[bytes]] = [*item.pieces, *([] if item.units is None else [item.units])]
+            running: list[Future[Any]] = [future for future in futures if not future.cancel()]
+            stuck = wait(running, max(0.0, deadline - time.monotonic())).not_done
+            if stuck and item.slot is not None:
+                index = next(i for i, slot in enumerate(self._slots) if slot is item.slot)
+                self._slots[index] = torch.empty_like(item.slot, pin_memory=item.slot.is_pinned())
+        reading.clear()
+
+    def _size(self, span: Span) -> int:
+        return span.rows * self._source.shape[1] * self._source.dtype.itemsize
+
+    def _typed(self, memory: Tensor) -> Tensor:
+        """Bytes as rows of the stored type."""
+        return memory.view(self._slots[0].dtype).view(-1, self._source.shape[1])
+
+    def _device_block(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.uint8, device=self._device)
 
     def close(self) -> None:
-        """Stop the reader threads."""
-        self._readers.shutdown(wait=True, cancel_futures=True)
+        """Stop the reader threads; one that hangs in a read is left behind, and the process may end without it."""
+        if not self._readers.close(PATIENCE_SECONDS):
+            self._notify(f"{self._source.name}: a read has not ended and is left behind; check the disk or the network")
 
     def __enter__(self) -> Ring:
         return self
@@ -212,11 +367,18 @@ class Ring:
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
+    """A span on its way: its rows on the host, or, where ``resident``, on the device.
+
+    ``slot`` is to be freed after use; ``place`` is where the rows will stay on the device.
+    """
+
     span: Span
-    slot: Tensor
+    slot: Tensor | None
     rows: Tensor
     pieces: list[Future[None]]
     units: Future[bytes] | None
+    place: Tensor | None = None
+    resident: bool = False
 
     def done(self) -> bool:
         return all(piece.done() for piece in self.pieces)
@@ -228,12 +390,44 @@ class _Reading:
         return None if self.units is None else self.units.result()
 
 
+_Buffer: TypeAlias = tuple[Tensor, torch.cuda.Event]
+
+
+@dataclass(frozen=True, eq=False)
+class _Copying:
+    item: _Reading
+    begun: torch.cuda.Event
+    copied: torch.cuda.Event
+
+    def seconds(self) -> float:
+        """On the device's clock; the copy has ended."""
+        milliseconds: float = self.begun.elapsed_time(self.copied)
+        return milliseconds / 1e3
+
+
 @dataclass(frozen=True, eq=False)
 class _Staged:
     item: _Reading
     rows: Tensor
-    buffer: Tensor
-    copied: torch.cuda.Event
+    buffer: _Buffer | None
+    copied: torch.cuda.Event | None
+
+
+class _Ahead:
+    """Spans to come, each with whether it is checked; the next one can be looked at before it is taken."""
+
+    def __init__(self, spans: Iterable[_Planned]) -> None:
+        self._spans = iter(spans)
+        self._head: _Planned | None = None
+
+    def head(self) -> _Planned | None:
+        """The next one; None at the end."""
+        if self._head is None:
+            self._head = next(self._spans, None)
+        return self._head
+
+    def drop_head(self) -> None:
+        self._head = None
 
 
 def _with_checks(spans: Iterable[Span], checked_rows: int) -> Iterator[_Planned]:
@@ -250,17 +444,6 @@ def _units_of(pieces: list[Future[None]], rows: Rows) -> bytes:
     return unit_checksums(rows)
 
 
-def _abandon(reading: deque[_Reading]) -> None:
-    """Let reads in flight end before their slots are reused; what they raise no longer matters."""
-    futures: list[Future[None] | Future[bytes]] = []
-    for item in reading:
-        futures += [*item.pieces, *([] if item.units is None else [item.units])]
-    for future in futures:
-        if not future.cancel():
-            future.exception()
-    reading.clear()
-
-
 def _slot(source: Source, rows: int, *, pinned: bool) -> Tensor:
     """Room for ``rows``; a power of two of bytes when pinned, because the allocator would round it up anyway."""
     n, d = rows, source.shape[1]
@@ -268,5 +451,12 @@ def _slot(source: Source, rows: int, *, pinned: bool) -> Tensor:
     if not pinned:
         return torch.empty((n, d), dtype=dtype)
     needed = n * d * dtype.itemsize
-    raw = torch.empty(1 << (needed - 1).bit_length(), dtype=torch.uint8, pin_memory=True)
-    return raw[:needed].view(dtype).view(n, d)
+    return _pinned(1 << (needed - 1).bit_length())[:needed].view(dtype).view(n, d)
+
+
+def _pinned(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
+def _pageable(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8)

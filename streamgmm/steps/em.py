@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from streamgmm.mixture import Mixture
+import numpy as np
+
 from streamgmm.mstep import m_step
 from streamgmm.statistics import Statistics
+from streamgmm.steps.candidate import Candidate, mean_log_likelihood
+from streamgmm.steps.collapse import Repair, keep
+from streamgmm.steps.split import split_heaviest
 
 
 @dataclass(frozen=True)
-class StepSettings:
-    """What an update depends on.
+class EMStep:
+    """The exact EM update (Dempster, Laird & Rubin 1977).
 
     Attributes
     ----------
@@ -19,38 +23,32 @@ class StepSettings:
         Converged when the lower bound changes by less, nats a sample.
     reg_covar : float
         Added to every variance, in the data's squared units.
+    repair : Repair
+        What happens to components that own no row.
+    split_to : int
+        A converged mixture of fewer components has its heaviest ones split, at most doubling them, and goes on.
     """
 
     tol: float
     reg_covar: float
+    repair: Repair = keep
+    split_to: int = 0
 
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A mixture being trained. The lower bounds are of the parameters *before* each update, as in scikit-learn."""
-
-    mixture: Mixture
-    precision: str
-    lower_bounds: tuple[float, ...] = ()
-    converged: bool = False
-    empty: tuple[int, ...] = ()
-    degenerate: tuple[int, ...] = ()
-
-    @property
-    def n_iter(self) -> int:
-        return len(self.lower_bounds)
-
-
-def em_step(candidate: Candidate, statistics: Statistics, settings: StepSettings) -> Candidate:
-    """One exact EM update from the statistics of every row (Dempster, Laird & Rubin 1977)."""
-    lower_bound = float(statistics.log_likelihood / statistics.n_rows)
-    previous = candidate.lower_bounds[-1] if candidate.lower_bounds else -float("inf")
-    update = m_step(statistics, settings.reg_covar, candidate.mixture)
-    return replace(
-        candidate,
-        mixture=update.mixture,
-        lower_bounds=(*candidate.lower_bounds, lower_bound),
-        converged=abs(lower_bound - previous) < settings.tol,
-        empty=update.empty,
-        degenerate=update.degenerate,
-    )
+    def __call__(self, candidate: Candidate, statistics: Statistics) -> Candidate:
+        lower_bound = mean_log_likelihood(statistics)
+        previous = candidate.lower_bounds[-1] if candidate.lower_bounds else -float("inf")
+        update = m_step(statistics, self.reg_covar, candidate.mixture)
+        mixture = self.repair(update.mixture, np.array(update.empty, dtype=np.int64))
+        settled = abs(lower_bound - previous) < self.tol and mixture is update.mixture
+        if settled and mixture.n_components < self.split_to:
+            target = min(self.split_to, 2 * mixture.n_components)
+            mixture, settled = split_heaviest(mixture, target - mixture.n_components), False
+        return replace(
+            candidate,
+            mixture=mixture,
+            lower_bounds=(*candidate.lower_bounds, lower_bound),
+            converged=settled,
+            empty=update.empty,
+            degenerate=update.degenerate,
+            n_rows=float(statistics.n_rows),
+        )

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import contextlib
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import as_rows
 from streamgmm.io.integrity import unit_checksums
-from streamgmm.io.plan import plan_chunks
+from streamgmm.io.plan import Span, plan_chunks
+from streamgmm.io.residency import Tier
 from streamgmm.io.ring import SLOTS, Ring
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.io.sources.base import Source
 from streamgmm.io.sources.npy import NpySource
+from streamgmm.io.traffic import Traffic, bottleneck
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -124,3 +128,279 @@ def test_stored_types_cross_unchanged(dtype, in_memory, device, tmp_path):
     assert torch.equal(rows, x)
     assert b"".join(units for _, units in chunks) == unit_checksums(as_rows(x))
     assert ring.traffic.bytes_read == x.nbytes
+
+
+# Tiers, the page cache, stalls
+
+
+class FakeEvent:
+    """Ends as soon as it is recorded."""
+
+    def __init__(self, enable_timing: bool = False) -> None: ...
+
+    def record(self, stream: object = None) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, other: object) -> float:
+        return 1.0
+
+
+class FakeStream:
+    def __init__(self, device: object = None) -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def wait_stream(self, stream: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """Makes a ring's way to a GPU run on the CPU: the order of buffers, slots and tiers, if not of streams."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+    def disguise(ring: Ring, host: int = 0, device: int = 0) -> Ring:
+        ring._device = SimpleNamespace(type="cuda")
+        ring._buffers = [torch.empty_like(ring._slots[0]) for _ in range(2)]
+        ring._on_host = Tier(host, lambda size: torch.empty(size, dtype=torch.uint8))
+        ring._on_device = Tier(device, lambda size: torch.empty(size, dtype=torch.uint8))
+        return ring
+
+    return disguise
+
+
+@given(
+    n=st.integers(1, 150_000),
+    power=st.integers(12, 17),
+    host=st.sampled_from([0, 100_000, 1 << 20, 1 << 30]),
+    on_device=st.sampled_from([0, 50_000, 1 << 20, 1 << 30]),
+    checked=st.sampled_from([0, 10_000, 300_000]),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tiers_of_a_gpu_change_no_row(fake_gpu, n, power, host, on_device, checked):
+    spans, source = plan_chunks(n, 1 << power), FakeSource(n)
+    with Ring(source, 1 << power, torch.device("cpu"), 2) as ring:
+        fake_gpu(ring, host, on_device)
+        for turn in range(3):
+            arrived = [(c.span, c.rows.clone(), c.units) for c in ring.stream(spans, checked * (turn != 1))]
+            assert [span for span, _, _ in arrived] == spans
+            rows = torch.cat([rows for _, rows, _ in arrived])
+            assert torch.equal(rows[:, 0], torch.arange(n, dtype=torch.float32))
+            seen = 0
+            for span, chunk, units in arrived:
+                assert (units is not None) == (turn != 1 and seen < checked)
+                assert units is None or units == unit_checksums(as_rows(chunk))
+                seen += span.rows
+        traffic = ring.traffic
+        assert traffic.rows == 3 * n
+        assert traffic.bytes_read + traffic.bytes_from_host + traffic.bytes_from_device == 3 * n * 12
+        assert traffic.bytes_copied == 3 * n * 12 - traffic.bytes_from_device
+        if max(host, on_device) == 1 << 30 and not checked:
+            assert traffic.bytes_read == n * 12
+            assert len({start for start, _ in source.reads}) == len(source.reads)
+
+
+def test_leaving_a_gpu_stream_early_and_beginning_again(fake_gpu):
+    source = FakeSource(200_000)
+    spans = plan_chunks(200_000, 16_384)
+    with Ring(source, 16_384, torch.device("cpu"), 2) as ring:
+        fake_gpu(ring, 1 << 20, 1 << 20)
+        for leave in (0, 1, 3, 7):
+            stream = ring.stream(spans)
+            for _ in range(leave):
+                next(stream)
+            stream.close()
+        rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(spans)])
+    assert torch.equal(rows[:, 1], torch.arange(200_000, dtype=torch.float32))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("host", [None, 0, 1 << 20, 1 << 30])
+@pytest.mark.parametrize("on_device", [0, 1 << 21, 1 << 30])
+def test_tiers_on_a_gpu(tmp_path, host, on_device):
+    x = np.random.default_rng(0).random((300_000, 5)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    spans = plan_chunks(len(x), 16_384)
+    with Ring(
+        NpySource(tmp_path / "x.npy"), 16_384, torch.device("cuda"), 3, host_memory=host, device_memory=on_device
+    ) as ring:
+        for _ in range(3):
+            rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(spans)])
+            assert np.array_equal(rows.cpu().numpy(), x)
+        traffic = ring.traffic
+    assert traffic.bytes_read + traffic.bytes_from_host + traffic.bytes_from_device == 3 * x.nbytes
+    assert traffic.seconds_copying > 0
+    assert (traffic.bytes_from_device > 0) == (on_device > 0)
+
+
+@pytest.mark.gpu
+def test_pinned_memory_is_copied_from_where_it_lies():
+    x = torch.rand((200_000, 8)).pin_memory()
+    with Ring(ArraySource(x), 16_384, torch.device("cuda"), 1) as ring:
+        rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(plan_chunks(len(x), 16_384))])
+        assert torch.equal(rows.cpu(), x)
+        assert ring.traffic.seconds_reading == 0
+
+
+def test_decoded_rows_stay_in_host_memory_as_far_as_they_fit():
+    source = FakeSource(300_000)
+    source.read_path = "decode"
+    spans = plan_chunks(300_000, 16_384)
+    slots = SLOTS * 16_384 * 12
+    with Ring(source, 16_384, torch.device("cpu"), 2, host_memory=slots + (1 << 21)) as ring:
+        for _ in range(3):
+            rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(spans)])
+            assert torch.equal(rows[:, 0], torch.arange(300_000, dtype=torch.float32))
+        traffic = ring.traffic
+    assert traffic.bytes_from_host + traffic.bytes_read == 3 * 300_000 * 12
+    # Ten chunks of 196,608 bytes fit in 2 MiB, and the short last one, in each of two passes.
+    kept = 10 * 196_608 + (300_000 - 18 * 16_384) * 12
+    assert traffic.bytes_from_host == 2 * kept
+    assert traffic.bytes_decoded == traffic.bytes_read
+    assert traffic.hit_rates["host"] == pytest.approx(2 * kept / (3 * 300_000 * 12))
+
+
+class StoredSource(FakeSource):
+    """As if its rows lay in files; notes what is read past the page cache."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.read_path, self.uncached = "extents", list[int]()
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.shape[0] * 12
+
+    def read_uncached(self, start: int, stop: int, out: np.ndarray) -> str | None:
+        self.uncached.append(start)
+        self.read_into(start, stop, out)
+        return "fake: O_DIRECT is refused"
+
+
+@pytest.mark.parametrize(("budget", "cached"), [(None, 100_000), (1_200_000, 100_000), (600_000, 50_000), (0, 0)])
+def test_a_first_part_stays_in_the_page_cache(budget, cached):
+    source, told = StoredSource(100_000), []
+    with Ring(source, 4096, torch.device("cpu"), 2, host_memory=budget, notify=told.append) as ring:
+        for _ in range(2):
+            rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(plan_chunks(100_000, 4096))])
+            assert torch.equal(rows[:, 0], torch.arange(100_000, dtype=torch.float32))
+    plain = cached // 4096 * 4096 if cached < 65_536 else 100_000
+    assert sorted(source.uncached) == sorted([start for start in range(plain, 100_000, 4096) if start < 65_536] * 2 + [
+        start for start in range(65_536, 100_000, 4096) if start >= plain] * 2)  # fmt: skip
+    assert told == (["fake: O_DIRECT is refused"] if cached < 100_000 else [])
+
+
+def test_a_stalled_read_says_so_and_goes_on():
+    source, told = FakeSource(100_000), []
+    source.gate.clear()
+
+    def notify(text: str) -> None:
+        told.append(text)
+        if len(told) == 2:
+            source.gate.set()
+
+    with Ring(source, 65_536, torch.device("cpu"), 2, notify=notify, stall_seconds=0.01) as ring:
+        chunks = sum(1 for _ in ring.stream(plan_chunks(100_000, 65_536)))
+    assert chunks == 2
+    assert len(told) >= 2
+    assert "row 0 of fake and those after it: no read has finished" in told[0]
+
+
+def test_a_read_that_never_returns_holds_up_nobody(monkeypatch):
+    """Neither the end of the stream, nor that of the ring, nor another stream over other slots."""
+    monkeypatch.setattr("streamgmm.io.ring.PATIENCE_SECONDS", 0.05)
+    source, told = FakeSource(500_000), []
+
+    def give_up(text: str) -> None:
+        told.append(text)
+        raise RuntimeError("enough")
+
+    ring = Ring(source, 65_536, torch.device("cpu"), 2, notify=give_up, stall_seconds=0.01)
+    source.gate.clear()
+    stuck = list(ring._slots)
+    with pytest.raises(RuntimeError, match="enough"):
+        next(ring.stream(plan_chunks(500_000, 65_536)))
+    assert not any(slot is other for slot in ring._slots for other in stuck[:1])
+    with pytest.raises(RuntimeError, match="enough"):
+        ring.close()
+    assert "left behind" in told[-1]
+    source.gate.set()
+    for thread in ring._readers._threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_spans_are_asked_for_as_it_goes():
+    """One stream over several passes reads on across their ends."""
+    asked: list[Span] = []
+
+    def passes():
+        for _ in range(3):
+            for span in plan_chunks(100_000, 65_536):
+                asked.append(span)
+                yield span
+
+    with Ring(FakeSource(100_000), 65_536, torch.device("cpu"), 2) as ring:
+        for done, _ in enumerate(ring.stream(passes()), 1):
+            assert len(asked) <= done + SLOTS
+        assert done == 6
+
+
+def test_traffic_of_a_pass(tmp_path):
+    x = np.random.default_rng(0).random((100_000, 5)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    with Ring(NpySource(tmp_path / "x.npy"), 8192, torch.device("cpu"), 2, host_memory=0) as ring:
+        rows = np.concatenate([chunk.rows.numpy().copy() for chunk in ring.stream(plan_chunks(100_000, 8192))])
+        assert np.array_equal(rows, x)
+        assert ring.traffic.seconds_reading > 0
+        assert ring.traffic.bytes_decoded == 0
+        assert sum(ring.traffic.hit_rates.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("traffic", "expected"),
+    [
+        (Traffic(), "kernel"),
+        (Traffic(seconds_waiting=0.9), "kernel"),
+        (Traffic(seconds_waiting=2, bytes_read=10), "disk"),
+        (Traffic(seconds_waiting=2, bytes_read=10, bytes_decoded=10, seconds_reading=4, seconds_decoding=3), "decode"),
+        (Traffic(seconds_waiting=2, bytes_read=10, bytes_decoded=10, seconds_reading=4, seconds_decoding=1), "disk"),
+        (Traffic(seconds_waiting=2, bytes_read=10, bytes_decoded=3, seconds_reading=4, seconds_decoding=4), "disk"),
+        (Traffic(seconds_copying=9), "link"),
+        (Traffic(seconds_copying=7), "kernel"),
+    ],
+)
+def test_the_bottleneck_is_named(traffic, expected):
+    assert bottleneck(traffic, 10.0) == expected
+
+
+def test_tiers_keep_to_their_budget():
+    taken: list[int] = []
+
+    def allocate(size: int) -> torch.Tensor:
+        taken.append(size)
+        return torch.empty(size, dtype=torch.uint8)
+
+    spans = plan_chunks(1_000_000, 65_536)
+    for budget in (0, 4095, 4096, 100_000, 1 << 20, 3_333_333):
+        taken.clear()
+        tier = Tier(budget, allocate)
+        places = [tier.place(span, 100_000) for span in spans]
+        assert sum(taken) <= budget
+        kept = [place for place in places if place is not None]
+        assert kept == places[: len(kept)]
+        assert [tier.place(span, 100_000) is not None for span in spans] == [place is not None for place in places]
+        assert len(kept) >= min(len(spans), sum(taken) // 102_400 - len(taken))
+
+    def fail(size: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no")
+
+    assert Tier(1 << 30, fail).place(spans[0], 1000) is None

@@ -204,6 +204,30 @@ def test_small_responsibilities_add_up(covariance_type, precision, device):
     assert float(counts[1]) == pytest.approx(n * 1e-7, rel=1e-3 if precision == "medium" else 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("covariance_type", "d", "architecture"),
+    [
+        *((covariance_type, 70, "any") for covariance_type in TYPES),
+        *(
+            pytest.param(covariance_type, d, "hopper", marks=pytest.mark.long)
+            for covariance_type in ("spherical", "diag")
+            for d in (130, 300)
+        ),
+    ],
+)
+def test_stored_responsibilities_of_weighted_rows(covariance_type, d, architecture, device):
+    """Rows of many features: their responsibilities are stored, and granules are summed apart."""
+    kernel = TritonKernel("medium", architecture=architecture)
+    case = draw(covariance_type, kernel.granule(Problem(5, d, covariance_type)) + 77, 5, d, device, spread=0.15)
+    sizes = [len(case.rows) - 77, 77]
+    weights = torch.tensor(np.random.default_rng(0).uniform(0, 3, len(case.rows)), device=device)
+    weights[::5] = 0
+    got, exact = (sums_of(own, case, weights=weights) for own in (kernel, TiledKernel(torch.float64)))
+    for name in ("counts", "sums", "scatter", "log_likelihood", "n_rows"):
+        assert relative(getattr(got, name), getattr(exact, name)) <= STATISTICS_LIMIT["medium"], name
+    assert same_bits(got, sums_of(kernel, case, sizes, weights=weights))
+
+
 @pytest.mark.parametrize("k", [1, 3, 63, 256, 1000, 16384, 65536])
 @pytest.mark.parametrize("d", [1, 63, 130, 768, 4096])
 @each_kernel
@@ -244,8 +268,9 @@ def test_weights(covariance_type, precision, device):
 
 
 @each_kernel
-def test_hard_assignment(covariance_type, precision, device):
-    case = draw(covariance_type, 1024 + 70, 70, 6, device, spread=1.0)
+@pytest.mark.parametrize("d", [6, pytest.param(70, marks=pytest.mark.long)])
+def test_hard_assignment(covariance_type, precision, d, device):
+    case = draw(covariance_type, 1024 + 70, 70, d, device, spread=6 / d)
     case.rows[1050] *= 1e4
     kernel, exact = TritonKernel(precision, hard=True), TiledKernel(torch.float64, hard=True)
     got, right = sums_of(kernel, case), sums_of(exact, case)
@@ -258,6 +283,21 @@ def test_hard_assignment(covariance_type, precision, device):
     assert torch.equal(got.counts, one_hot.sum(0))
     x = case.frame.apply(case.rows, torch.float64)
     assert relative(got.sums, one_hot.T @ x) <= STATISTICS_LIMIT[precision]
+
+
+@pytest.mark.parametrize("precision", ["medium", "high"])
+def test_hard_assignment_counts_no_padding(precision, device):
+    # No row belongs to the first tile of components, but one of these lies where rows of padding do.
+    case = draw("spherical", 2000, 70, 3, device, spread=20.0)
+    m = case.mixture
+    means = m.means.copy()
+    means[0] = 0
+    chosen = torch.tensor(means[64:], dtype=torch.float32, device=device).repeat(334, 1)[:2000]
+    mixture = Mixture(m.weights, means, m.covariances, "spherical")
+    case = Case(chosen, mixture, Frame(np.zeros(3), np.ones(3)))
+    counts = sums_of(TritonKernel(precision, hard=True), case).counts
+    assert (counts[:64] == 0).all()
+    assert float(counts.sum()) == 2000
 
 
 @each_kernel

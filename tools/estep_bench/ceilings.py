@@ -11,6 +11,9 @@ import triton.language as tl
 from .clocks import milliseconds
 from .workloads import Workload
 
+PRODUCTS = {"medium": (1, 1), "high": (5, 4)}
+"""Products of fp16 numbers that one of a density, and one of a sum, consists of."""
+
 
 @triton.jit
 def _exponentials(out, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
@@ -48,15 +51,16 @@ class Ceilings:
 
         A product of N × D by D × K costs 2NKD. Logits take one; two for ``diag``, x and x²; D for ``full``, whose
         components each multiply by a D × D factor. Live pairs take their logits again, and sums that cost as much.
-        ``high`` splits each product into three. Σxxᵀ of ``tied``, which no mixture changes, is left out. Either
-        launch reads the rows, as they are stored; the way through a working type is the kernel's own affair.
+        ``high`` makes each of them several products of planes, `PRODUCTS`. Σxxᵀ of ``tied``, which no mixture changes,
+        is left out. Either launch reads the rows, as they are stored; the way through a working type is the kernel's
+        own affair.
         """
         n, d = case.rows.shape
         k, kind = case.mixture.n_components, case.mixture.covariance_type
-        logits = 2.0 * n * k * d * {"spherical": 1, "tied": 1, "diag": 2, "full": d}[kind]
-        logits *= 3 if precision == "high" else 1
+        product = 2.0 * n * k * d * {"spherical": 1, "tied": 1, "diag": 2, "full": d}[kind]
+        logits, sums = PRODUCTS[precision]
         seconds = (
-            logits * (1 + 2 * live) / self.products,
+            product * (logits * (1 + live) + sums * live) / self.products,
             n * k * (1 + live) / self.exponentials,
             2 * n * d * stored.itemsize / self.copies,
         )

@@ -34,6 +34,18 @@ def milliseconds(work: Callable[[], object], device: torch.device, repeats: int)
     return median(once(work, device) for _ in range(max(3, min(repeats, int(BUDGET_MS / max(estimate, 1e-3))))))
 
 
+def back_to_back(work: Callable[[], object], device: torch.device, passes: int) -> float:
+    """Milliseconds a call where up to ``passes`` are queued and waited for together, as the passes of a fit follow."""
+    estimate = once(work, device)
+    n = max(2, min(passes, int(BUDGET_MS / max(estimate, 1e-3))))
+
+    def queue() -> None:
+        for _ in range(n):
+            work()
+
+    return median(once(queue, device) for _ in range(3)) / n
+
+
 def stages(work: Callable[[], object], device: torch.device) -> dict[str, float]:
     """Milliseconds on the device of each kernel that one call launches, longest first."""
     if device.type != "cuda":

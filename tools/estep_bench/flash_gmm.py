@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 from triton.runtime import Autotuner
 
-from .clocks import milliseconds, once
+from .clocks import back_to_back, milliseconds, once
 from .errors import peer_errors
 from .session import Record, Skipped
 from .workloads import Workload
@@ -72,7 +72,10 @@ def measure_flash_gmm(case: Workload, repeats: int) -> Record:
     except Skipped:
         _given_up.add(module)
         raise
-    return peer_errors(case, log_likelihood, counts) | {"ms": milliseconds(work, device, min(repeats, 5))}
+    return peer_errors(case, log_likelihood, counts) | {
+        "ms": milliseconds(work, device, min(repeats, 5)),
+        "queued_ms": back_to_back(work, device, min(repeats, 5)),
+    }
 
 
 def tune_within(library: ModuleType, seconds: float) -> None:

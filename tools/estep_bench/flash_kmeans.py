@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .clocks import milliseconds
+from .clocks import back_to_back, milliseconds
 from .errors import checked_rows
 from .session import Record
 from .workloads import Workload
@@ -35,6 +35,7 @@ def measure_flash_kmeans(flash_kmeans: ModuleType, case: Workload, rows: Tensor,
     device = rows.device
     return {
         "ms": milliseconds(iteration, device, repeats),
+        "queued_ms": back_to_back(iteration, device, repeats),
         "assign_ms": milliseconds(lambda: assign(x, centroids, norms, use_heuristic=True), device, repeats),
         "update_ms": milliseconds(lambda: update(x, labels, centroids), device, repeats),
         "excess_distortion": excess,

@@ -14,8 +14,8 @@ def bench_table(records: list[Record]) -> str:
     for record in records:
         groups.setdefault(tuple(record[name] for name in ("n", "k", "d", "data")), []).append(record)
     lines = [
-        f"{'N K D':<16}{'data':<6}{'type':<10}{'mode':<5}{'fp32':>7}{'fp16':>7}{'floor':>7}{'share':>6}{'live':>6}"
-        f"{'comp':>7}{'tiles':>6}{'nats':>8}{'stat':>8} | {'fl-gmm':>8}{'torch':>7}{'tf32':>7}"
+        f"{'N K D':<16}{'data':<6}{'type':<10}{'mode':<5}{'fp32':>7}{'fp16':>7}{'queue':>7}{'floor':>7}{'share':>6}"
+        f"{'live':>6}{'comp':>7}{'tiles':>6}{'nats':>8}{'stat':>8} | {'fl-gmm':>8}{'torch':>7}{'tf32':>7}"
     ]
     for (n, k, d, data), group in groups.items():
         size = f"{_short(n)} {_short(k)} {d}"
@@ -25,6 +25,7 @@ def bench_table(records: list[Record]) -> str:
             line = f"{size:<16}{data[:5]:<6}{kind:<10}{mode[:4]:<5}"
             line += "".join(f"{_ms(pair.get(stored)):>7}" for stored in ("float32", "float16"))
             if best is not None:
+                line += f"{_digits(best.get('queued_ms')):>7}"
                 line += f"{_digits(best.get('floor_ms')):>7}{_percent(best.get('share_of_floor')):>6}"
                 line += f"{_percent(best['live_pairs']):>6}{best['live_components']:>7.1f}"
                 line += f"{_percent(best['live_tiles']):>6}{best['error_nats']:>8.0e}{best['error_statistic']:>8.0e}"
@@ -38,7 +39,8 @@ def bench_table(records: list[Record]) -> str:
         if kmeans:
             parts = "; ".join(f"{r['stored']} {_iteration(r)}" for r in kmeans)
             lines.append(f"{size:<16}{data[:5]:<6}flash-kmeans: {parts}")
-    lines.append("milliseconds; * differs from fp64 by more than 0.05 nats or loses rows; ! failed")
+    lines.append("milliseconds; queue: one of several passes that are waited for together, float32 rows")
+    lines.append("* differs from fp64 by more than 0.05 nats or loses rows; ! failed")
     for r in records:
         if r["data"] == "realistic" and r["stored"] == "float32" and r.get("stages") and r["precision"] == "medium":
             longest = ", ".join(f"{name[:24]} {_digits(spent)}" for name, spent in list(r["stages"].items())[:5])
@@ -50,7 +52,8 @@ def _iteration(record: Record) -> str:
     """Milliseconds of one iteration of k-means, and of its halves."""
     if "ms" not in record:
         return str(record["verdict"])
-    return f"{_ms(record)} = {_digits(record['assign_ms'])} + {_digits(record['update_ms'])}"
+    halves = f"{_digits(record['assign_ms'])} + {_digits(record['update_ms'])}"
+    return f"{_ms(record)} = {halves}, queued {_digits(record.get('queued_ms'))}"
 
 
 def _ours(group: list[Record]) -> dict[tuple[str, str], dict[str, Record]]:

@@ -16,7 +16,7 @@ from .flash_kmeans import measure_flash_kmeans
 from .ours import measure_ours
 from .session import Record, Session
 from .torch_estep import MODES, measure_torch
-from .workloads import DATA, SHAPES, Shape, Workload, draw_rows, liveness, workload
+from .workloads import DATA, SHAPES, Drawn, Shape, Workload, draw_rows, liveness, recipe_of, workload
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +54,17 @@ def bench(session: Session) -> list[Record]:
 def _bench_rows(
     session: Session, shape: Shape, data: str, plans: dict[str, list[Measurement]], ceilings: Ceilings | None
 ) -> list[Record]:
-    rows, means = draw_rows(data, shape, session.device)
-    stored = {"float32": rows, "float16": rows.half()}
+    drawn: Drawn | None = None
     records: list[Record] = []
     for kind, measurements in plans.items():
         if not measurements:
             continue
+        if drawn is None or drawn.recipe != recipe_of(data, kind):
+            drawn = None  # its memory first
+            drawn = draw_rows(recipe_of(data, kind), shape, session.device)
+            stored = {"float32": drawn.rows, "float16": drawn.rows.half()}
         try:
-            case = workload(data, rows, means, shape.k, kind)
+            case = workload(data, drawn, shape.k, kind)
             subject = Subject(case, stored, liveness(case), ceilings)
         except (StreamGMMError, RuntimeError) as error:
             print(f"# {data} {kind}: no parameters: {error}", flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -15,18 +14,13 @@ from streamgmm.errors import DataError
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.io.sources.base import Source
 from streamgmm.io.sources.concat import ConcatSource
-from streamgmm.io.sources.fbin import DTYPES as FBIN_DTYPES
-from streamgmm.io.sources.fbin import FbinSource
-from streamgmm.io.sources.npy import NpySource
-from streamgmm.io.sources.raw import unreadable
+from streamgmm.io.sources.paths import open_path
 from streamgmm.io.sources.zarr_array import ZarrSource, group_refused
 
 if TYPE_CHECKING:
     import dask.array
 
 __all__ = ["Source", "open_source"]
-
-ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 
 def open_source(data: Any) -> Source:
@@ -35,7 +29,9 @@ def open_source(data: Any) -> Source:
     Parameters
     ----------
     data : Source, path, array, or list of paths or arrays
-        A path is an ``.npy``, ``.fbin``, ``.f16bin``, ``.u8bin`` or ``.i8bin`` file, or the folder of a Zarr array. An
+        A path is a file (``.npy``; ``.fbin``, ``.f16bin``, ``.u8bin``, ``.i8bin``; ``.fvecs``, ``.bvecs``; ``.h5``,
+        ``.hdf5``; ``.arrow``, ``.feather``; ``.parquet``), something inside one (``file.h5::dataset``,
+        ``file.parquet::column``), the folder of a Zarr array, or a folder of such files, all of one suffix. An
         array is a NumPy array or memory map, a torch tensor, a ``zarr.Array``, a Dask array, or anything that
         ``numpy.asarray`` makes an array of. A list of paths, sources or two-dimensional arrays is one data set, in that
         order; any other list (``[[1, 2], [3, 4]]``) is an array.
@@ -48,7 +44,7 @@ def open_source(data: Any) -> Source:
     if isinstance(data, Source):
         return data
     if isinstance(data, (str, os.PathLike)):
-        return _open_path(os.fspath(data))
+        return open_path(os.fsdecode(data))
     if isinstance(data, zarr.Array):
         return ZarrSource(data)
     if isinstance(data, zarr.Group):
@@ -60,31 +56,6 @@ def open_source(data: Any) -> Source:
     if isinstance(data, (list, tuple)) and (not data or any(_is_part(item) for item in data)):
         return ConcatSource([open_source(item) for item in data])
     return _open_array(data)
-
-
-def _open_path(path: str | bytes) -> Source:
-    if isinstance(path, bytes):
-        path = os.fsdecode(path)
-    try:
-        Path(path).stat()
-        is_folder = Path(path).is_dir()
-        is_zarr = is_folder and any(Path(path, name).exists() for name in ZARR_METADATA)
-    # ValueError: a null byte in the path.
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    suffix = Path(path).suffix.lower()
-    if is_zarr:
-        return ZarrSource(path)
-    if is_folder:
-        raise DataError(
-            f"{path}: is a folder without {', '.join(ZARR_METADATA)}; give the folder of a Zarr array or list the files"
-        )
-    if suffix == ".npy":
-        return NpySource(path)
-    if suffix in FBIN_DTYPES:
-        return FbinSource(path)
-    known = ", ".join((".npy", *FBIN_DTYPES))
-    raise DataError(f"{path}: unknown suffix {suffix!r}; give {known}, or the folder of a Zarr array")
 
 
 def _open_array(data: Any) -> Source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import BFLOAT16, Rows, type_name
+from streamgmm.io.plan import Extent, forget
 
 __all__ = ["FINGERPRINT_ROWS", "STORED_DTYPES", "Rows", "Source", "check_shape"]
 
@@ -20,6 +21,12 @@ STORED_DTYPES = (*(np.dtype(name) for name in ("float64", "float32", "float16", 
 """Types that cross to the device as they are stored; conversion happens there."""
 
 FINGERPRINT_ROWS = 8
+
+GATHER_GAP_BYTES = 32 << 10
+"""Rows no further apart than this are gathered by one read,"""
+
+GATHER_RUN_BYTES = 4 << 20
+"""of at most this."""
 
 
 class Source(ABC):
@@ -38,6 +45,8 @@ class Source(ABC):
     read_path : str
         How rows reach the caller: ``extents`` (bytes of a file read straight into place), ``decode`` (through a codec,
         a conversion or a task graph) or ``memory`` (copied from an array).
+    slow_because : str
+        Why rows are decoded, in a few words; empty where they are not.
     """
 
     name: str
@@ -45,6 +54,7 @@ class Source(ABC):
     dtype: np.dtype[np.generic]
     read_granule: int = 1
     read_path: str = "memory"
+    slow_because: str = ""
 
     @abstractmethod
     def read_into(self, start: int, stop: int, out: Rows) -> None:
@@ -57,6 +67,28 @@ class Source(ABC):
         DataError
             The storage is truncated, damaged or unreadable; the message names the file and the place.
         """
+
+    def read_uncached(self, start: int, stop: int, out: Rows) -> str | None:
+        """As `read_into`, and leaves in the page cache nothing of what it read.
+
+        Gives, in a line, the reason where the storage had to be read through the page cache after all.
+        """
+        self.read_into(start, stop, out)
+        for extent in self.stored(start, stop):
+            forget(extent)
+        return None
+
+    def stored(self, start: int, stop: int) -> Iterable[Extent]:
+        """The bytes of files that rows [start, stop) are made from, in order; none where no file is known.
+
+        What several calls share (a compressed shard) belongs to the call that reads its last row.
+        """
+        return ()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of files that a pass over the rows reads; 0 where no file is known."""
+        return sum(extent.length for extent in self.stored(0, self.shape[0]))
 
     def view(self, start: int, stop: int) -> Rows | None:
         """Rows [start, stop) where they already lie in memory as `read_into` would leave them, or None.
@@ -90,10 +122,8 @@ class Source(ABC):
     def gather(self, indices: NDArray[np.int64]) -> tuple[Rows, int]:
         """The rows at sorted, distinct ``indices``, and how many rows storage had to read for them."""
         out = np.empty((len(indices), self.shape[1]), dtype=self.dtype)
-        granule, rows_read, position = self.read_granule, 0, 0
-        # Neighbours are read together: rows of one stored chunk, or runs of consecutive rows.
-        group = indices // granule if granule > 1 else indices - np.arange(len(indices))
-        for run in np.split(indices, np.flatnonzero(np.diff(group)) + 1) if len(indices) else []:
+        rows_read, position, granule = 0, 0, self.read_granule
+        for run in np.split(indices, _breaks(indices, granule, out.itemsize * self.shape[1])) if len(indices) else []:
             start, stop = int(run[0]), int(run[-1]) + 1
             out[position : position + len(run)] = self.read(start, stop)[run - start]
             position += len(run)
@@ -124,6 +154,17 @@ class Source(ABC):
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.gather(spread)[0].tobytes())
         return digest.hexdigest()
+
+
+def _breaks(indices: NDArray[np.int64], granule: int, row_bytes: int) -> NDArray[np.int64]:
+    """Where sorted ``indices`` are cut into runs that are read together: rows of one chunk, or near neighbours."""
+    if granule > 1:
+        group = indices // granule
+    else:
+        # What lies between two rows is read faster than it is skipped, up to a point.
+        far = np.diff(indices, prepend=indices[:1]) * row_bytes > GATHER_GAP_BYTES
+        group = np.cumsum(far) + indices // max(1, GATHER_RUN_BYTES // row_bytes)
+    return np.flatnonzero(np.diff(group)) + 1
 
 
 def check_shape(name: str, shape: Sequence[int]) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import type_name
+from streamgmm.io.plan import Extent
 from streamgmm.io.sources.base import Rows, Source
 
 
@@ -49,11 +50,26 @@ class ConcatSource(Source):
         self.read_granule = max(part.read_granule for part in sources)
         paths = {part.read_path for part in sources}
         self.read_path = next(path for path in ("decode", "extents", "memory") if path in paths)
+        self.slow_because = next((part.slow_because for part in sources if part.slow_because), "")
 
     def read_into(self, start: int, stop: int, out: Rows) -> None:
-        for part, offset in self._overlapping(start, stop):
-            first, last = max(start, offset), min(stop, offset + part.shape[0])
+        for part, offset, first, last in self._overlapping(start, stop):
             part.read_into(first - offset, last - offset, out[first - start : last - start])
+
+    def read_uncached(self, start: int, stop: int, out: Rows) -> str | None:
+        words = [
+            part.read_uncached(first - offset, last - offset, out[first - start : last - start])
+            for part, offset, first, last in self._overlapping(start, stop)
+        ]
+        return next((word for word in words if word), None)
+
+    def stored(self, start: int, stop: int) -> Iterable[Extent]:
+        for part, offset, first, last in self._overlapping(start, stop):
+            yield from part.stored(first - offset, last - offset)
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(part.stored_bytes for part in self._parts)
 
     def files(self) -> Sequence[tuple[str, int, int]]:
         return [
@@ -80,9 +96,10 @@ class ConcatSource(Source):
         for part in self._parts:
             part.close()
 
-    def _overlapping(self, start: int, stop: int) -> Iterator[tuple[Source, int]]:
-        """The parts that hold rows of [start, stop), each with its first global row."""
+    def _overlapping(self, start: int, stop: int) -> Iterator[tuple[Source, int, int, int]]:
+        """The parts that hold rows of [start, stop): each with its first global row, and the global rows wanted."""
         index = bisect_right(self._starts, start) - 1
         while index < len(self._parts) and self._starts[index] < stop:
-            yield self._parts[index], self._starts[index]
+            part, offset = self._parts[index], self._starts[index]
+            yield part, offset, max(start, offset), min(stop, offset + part.shape[0])
             index += 1

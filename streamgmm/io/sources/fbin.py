@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from streamgmm.errors import DataError
-from streamgmm.io.sources.base import Rows, Source, check_shape
+from streamgmm.io.sources.base import check_shape
+from streamgmm.io.sources.extents import ExtentSource, Placement
 from streamgmm.io.sources.raw import RawFile, check_size
 
 DTYPES: dict[str, np.dtype[np.generic]] = {
@@ -23,7 +24,7 @@ HEADER = np.dtype("<u4")
 HEADER_BYTES = 8
 
 
-class FbinSource(Source):
+class FbinSource(ExtentSource):
     """Rows of an ``.fbin``-family file, shape (N, D): ``<u4 n, <u4 d``, then n·d little-endian values.
 
     Raises
@@ -31,8 +32,6 @@ class FbinSource(Source):
     DataError
         Another suffix, or a size other than 8 + n·d·itemsize.
     """
-
-    read_path = "extents"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         suffix = Path(path).suffix.lower()
@@ -52,8 +51,9 @@ class FbinSource(Source):
         self._row_bytes = self.shape[1] * self.dtype.itemsize
         check_size(self.name, self._file.size, HEADER_BYTES + self.shape[0] * self._row_bytes)
 
-    def read_into(self, start: int, stop: int, out: Rows) -> None:
-        self._file.read_into(HEADER_BYTES + start * self._row_bytes, out)
+    def placements(self, start: int, stop: int) -> list[Placement]:
+        row = self._row_bytes
+        return [Placement(self._file, HEADER_BYTES + start * row, (stop - start) * row, 0)]
 
     def close(self) -> None:
         self._file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from streamgmm.errors import DataError
+from streamgmm.io.plan import Extent
 from streamgmm.io.sources.array import stored_dtype
-from streamgmm.io.sources.base import STORED_DTYPES, Rows, Source, check_shape
+from streamgmm.io.sources.base import STORED_DTYPES, Rows, check_shape
+from streamgmm.io.sources.extents import ExtentSource, Placement
 from streamgmm.io.sources.raw import RawFile, check_size
 
 NPY: Any = npy_format  # which NumPy leaves untyped
@@ -22,7 +25,7 @@ HEADER_BYTES = 1 << 16
 SCRATCH_BYTES = 1 << 22
 
 
-class NpySource(Source):
+class NpySource(ExtentSource):
     """Rows of an ``.npy`` file, shape (N, D).
 
     C order in a native type of `STORED_DTYPES` is read straight into place. Two opaque bytes a value (``V2``) are
@@ -36,8 +39,6 @@ class NpySource(Source):
         Not an ``.npy`` file, damaged, truncated, too long, not two-dimensional, or not real numbers.
     """
 
-    read_path = "extents"
-
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._file = RawFile(path)
         self.name = self._file.path
@@ -46,19 +47,43 @@ class NpySource(Source):
         self.shape = check_shape(self.name, shape)
         self._row_bytes = self.shape[1] * self._stored.itemsize
         check_size(self.name, self._file.size, self._offset + self.shape[0] * self._row_bytes)
-        if self._fortran_order or not self._stored.isnative or self._stored not in STORED_DTYPES:
+        self.slow_because = self._conversion()
+        if self.slow_because:
             self.read_path = "decode"
 
-    def read_into(self, start: int, stop: int, out: Rows) -> None:
-        if self.read_path == "extents":
-            self._file.read_into(self._offset + start * self._row_bytes, out)
-        elif self._fortran_order:
+    def placements(self, start: int, stop: int) -> list[Placement]:
+        row = self._row_bytes
+        return [Placement(self._file, self._offset + start * row, (stop - start) * row, 0)]
+
+    def decode_into(self, start: int, stop: int, out: Rows) -> None:
+        if self._fortran_order:
             self._read_columns(start, stop, out)
         else:
             self._read_converted(start, stop, out)
 
+    def stored(self, start: int, stop: int) -> Iterator[Extent]:
+        if not self._fortran_order:
+            yield from super().stored(start, stop)
+            return
+        item = self._stored.itemsize
+        for feature in range(self.shape[1]):
+            first = feature * self.shape[0] + start
+            yield self._file.extent(self._offset + first * item, (stop - start) * item)
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.shape[0] * self._row_bytes
+
     def close(self) -> None:
         self._file.close()
+
+    def _conversion(self) -> str:
+        """What must be done to the stored values before they can be used; empty if nothing."""
+        if self._fortran_order:
+            return "it is in Fortran order, one read a feature"
+        if not self._stored.isnative:
+            return f"its values are big-endian ({self._stored.str})"
+        return "" if self._stored in STORED_DTYPES else f"{self._stored} is converted to {self.dtype}"
 
     def _read_columns(self, start: int, stop: int, out: Rows) -> None:
         column: np.ndarray = np.empty(stop - start, dtype=self._stored)

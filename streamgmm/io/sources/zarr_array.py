@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
 from zarr.core.buffer.cpu import NDBuffer, buffer_prototype
 from zarr.storage import LocalStore
 
 from streamgmm.errors import DataError
+from streamgmm.io.plan import Extent
 from streamgmm.io.sources.array import stored_dtype
-from streamgmm.io.sources.base import Rows, Source, check_shape
-from streamgmm.io.sources.raw import unreadable
+from streamgmm.io.sources.base import Rows, check_shape
+from streamgmm.io.sources.extents import ExtentSource, Placement
+from streamgmm.io.sources.raw import RawFile, unreadable
+from streamgmm.io.sources.wording import reason_of
+from streamgmm.io.sources.zarr_extents import ZarrExtents, why_decoded
 from streamgmm.io.sources.zarr_store import (
     MISSING_REMEDY,
     DamagedStoreError,
+    ShardIndex,
     StrictStore,
     ZarrArray,
     check_shard,
-    find_missing_piece,
+    find_missing_pieces,
     is_blosc,
     piece_grid,
     piece_key,
@@ -33,8 +42,12 @@ from streamgmm.io.sources.zarr_store import (
 ARRAYS_LISTED = 8
 
 
-class ZarrSource(Source):
-    """Rows of a two-dimensional Zarr array, decoded by zarr-python.
+class ZarrSource(ExtentSource):
+    """Rows of a two-dimensional Zarr array.
+
+    Chunks that hold whole rows as they are, in a local folder, with or without a CRC-32C, in shards or not, are read
+    straight into place; all others are decoded, by zarrs where it is installed and faster (shards), else by
+    zarr-python.
 
     Every chunk or shard must exist: Zarr reads what is missing as its fill value, so data that was lost looks like
     zeros. Keys are compared with one listing of the store when it is opened, the chunks inside a shard when it is
@@ -43,10 +56,9 @@ class ZarrSource(Source):
     Raises
     ------
     DataError
-        No such array, a group, damaged metadata, another rank, not real numbers, or a missing chunk or shard.
+        No such array, a group, damaged metadata, another rank, not real numbers, a missing chunk or shard, or a link
+        out of the folder.
     """
-
-    read_path = "decode"
 
     def __init__(self, data: str | os.PathLike[str] | ZarrArray) -> None:
         self.name, strict, self._array = _reopen(data) if isinstance(data, zarr.Array) else _open_path(data)
@@ -55,55 +67,101 @@ class ZarrSource(Source):
         self.dtype = stored_dtype(self.name, np.dtype(self._array.dtype))
         self.shape = check_shape(self.name, self._array.shape)
         _refuse_pickle(self.name, self._array)
-        self.read_granule = int(self._array.chunks[0])
         try:
-            self._sharding = sharding(self._array)
+            codec = sharding(self._array)
+            count, missing = find_missing_pieces(self._array, self._store)
         except DamagedStoreError as error:
             raise DataError(f"{self.name}: {error}") from error
-        try:
-            missing = find_missing_piece(self._array, self._store)
         except OSError as error:
             raise unreadable(self.name, error) from error
-        if missing is not None:
-            key, row = piece_key(self._array, *missing), missing[0] * piece_shape(self._array)[0]
-            raise DataError(f"{self.name}: {key}, which holds rows from {row} on, is missing; {MISSING_REMEDY}")
-        # One flag a shard; threads may check a shard twice, which costs one small read.
-        self._checked: np.ndarray = np.zeros(piece_grid(self._array) if self._sharding else (0, 0), dtype=bool)
+        if missing:
+            key, row = piece_key(self._array, *missing[0]), missing[0][0] * piece_shape(self._array)[0]
+            others = ", ".join(piece_key(self._array, *piece) for piece in missing[1:])
+            more = ", …" if count > len(missing) else ""
+            listed = f", and {count - 1} more ({others}{more})" if others else ""
+            raise DataError(f"{self.name}: {key}, which holds rows from {row} on, is missing{listed}; {MISSING_REMEDY}")
+        self._index = None if codec is None else ShardIndex.of(self._array, codec)
+        self._extents: ZarrExtents | None = None
+        self.slow_because = why_decoded(self._array, self._store, codec)
+        if isinstance(self._store, LocalStore) and not self.slow_because:
+            self._extents = ZarrExtents(self._array, self._store, codec)
+            self.read_granule = int(self._array.chunks[0]) if self._extents.checked else 1
+            return
+        self.read_path = "decode"
+        self.read_granule = int(self._array.chunks[0])
+        self._decoder = _with_zarrs(self._array, self._store) if codec is not None else None
+        # The size of each shard that was checked; threads may check a shard twice, which costs one small read.
+        self._sizes: np.ndarray = np.zeros(piece_grid(self._array) if codec is not None else (0, 0), dtype=np.int64)
+
+    def placements(self, start: int, stop: int) -> Iterable[Placement]:
+        assert self._extents is not None
+        return self._extents.placements(start, stop)
 
     def read_into(self, start: int, stop: int, out: Rows) -> None:
-        if start >= stop:
-            return
+        with self._explained(start, stop):
+            super().read_into(start, stop, out)
+
+    def read_uncached(self, start: int, stop: int, out: Rows) -> str | None:
+        with self._explained(start, stop):
+            return super().read_uncached(start, stop, out)
+
+    def stored(self, start: int, stop: int) -> Iterator[Extent]:
+        if self._extents is not None:
+            yield from super().stored(start, stop)
+        elif isinstance(self._store, LocalStore):
+            rows = piece_shape(self._array)[0]
+            for i in range(start // rows, -(-stop // rows)):
+                if min((i + 1) * rows, self.shape[0]) <= stop:
+                    for j in range(piece_grid(self._array)[1]):
+                        file = RawFile(Path(self._store.root, piece_key(self._array, i, j)))
+                        yield file.extent(0, file.size)
+
+    def close(self) -> None:
+        if self._extents is not None:
+            self._extents.close()
+
+    def decode_into(self, start: int, stop: int, out: Rows) -> None:
+        if self._index is not None:
+            rows = piece_shape(self._array)[0]
+            for i in range(start // rows, (stop - 1) // rows + 1):
+                for j in range(self._sizes.shape[1]):
+                    if not self._sizes[i, j] or self._changed(i, j):
+                        self._sizes[i, j] = check_shard(self._array, self._index, self._store, i, j)
+        # The buffer wraps ``out``: Zarr writes each decoded chunk into its place.
+        (self._decoder or self._array).get_basic_selection(
+            (slice(start, stop), slice(None)), out=NDBuffer.from_numpy_array(out), prototype=buffer_prototype
+        )
+
+    def _changed(self, i: int, j: int) -> bool:
+        """Whether a shard is not as large as when it was checked; zarrs, which reads it itself, would not say."""
+        if self._decoder is None or not isinstance(self._store, LocalStore):
+            return False
+        path = Path(self._store.root, piece_key(self._array, i, j))
+        return not path.exists() or path.stat().st_size != self._sizes[i, j]
+
+    @contextmanager
+    def _explained(self, start: int, stop: int) -> Iterator[None]:
+        """What goes wrong within, as a DataError that names the rows of the chunk at fault."""
         try:
-            self._decode(start, stop, out)
+            yield
         except MemoryError:
             raise
         # Codecs raise whatever they like (ValueError, RuntimeError, zlib.error, EOFError, …) on damaged bytes.
         except Exception as error:
             first, last, cause = self._narrow(start, stop, error)
-            reason = " ".join(str(cause).split())[:200] or type(cause).__name__
-            remedy = "" if isinstance(cause, DamagedStoreError) else "; restore it or write it again"
-            raise DataError(f"{self.name}: rows {first} to {last - 1} cannot be read: {reason}{remedy}") from error
-
-    def _decode(self, start: int, stop: int, out: Rows) -> None:
-        if self._sharding is not None:
-            rows = piece_shape(self._array)[0]
-            for i in range(start // rows, (stop - 1) // rows + 1):
-                for j in range(self._checked.shape[1]):
-                    if not self._checked[i, j]:
-                        check_shard(self._array, self._sharding, self._store, i, j)
-                        self._checked[i, j] = True
-        # The buffer wraps ``out``: Zarr writes each decoded chunk into its place.
-        self._array.get_basic_selection(
-            (slice(start, stop), slice(None)), out=NDBuffer.from_numpy_array(out), prototype=buffer_prototype
-        )
+            known = isinstance(cause, (DamagedStoreError, DataError))
+            raise DataError(
+                f"{self.name}: rows {first} to {last - 1} cannot be read: {reason_of(cause)}"
+                + ("" if known else "; restore it or write it again")
+            ) from error
 
     def _narrow(self, start: int, stop: int, error: Exception) -> tuple[int, int, Exception]:
-        """The stored chunk within rows [start, stop) whose decoding fails, and how."""
-        for granule in range(start // self.read_granule, (stop - 1) // self.read_granule + 1):
-            first = max(start, granule * self.read_granule)
-            last = min(stop, (granule + 1) * self.read_granule)
+        """The stored chunk within rows [start, stop) that cannot be read, and why."""
+        rows = int(self._array.chunks[0])
+        for chunk in range(start // rows, -(-stop // rows)):
+            first, last = max(start, chunk * rows), min(stop, (chunk + 1) * rows)
             try:
-                self._decode(first, last, np.empty((last - first, self.shape[1]), dtype=self.dtype))
+                super().read_into(first, last, np.empty((last - first, self.shape[1]), dtype=self.dtype))
             except Exception as cause:
                 return first, last, cause
         return start, stop, error
@@ -144,6 +202,20 @@ def _open_path(path: str | os.PathLike[str]) -> tuple[str, StrictStore, ZarrArra
     if isinstance(node, zarr.Group):
         raise group_refused(name, node)
     return name, strict, node
+
+
+def _with_zarrs(array: ZarrArray, store: Store) -> ZarrArray | None:
+    """The same array decoded by zarrs, which reads local folders itself; None where it is not installed or declines."""
+    if not isinstance(store, LocalStore) or find_spec("zarrs") is None:
+        return None
+    pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+    try:
+        # It warns of codecs that it does not know, and would go on with zarr-python's.
+        with warnings.catch_warnings(action="error"), zarr.config.set(pipeline):
+            local = LocalStore(store.root, read_only=True)
+            return zarr.open_array(local, path=array.path, mode="r", zarr_format=array.metadata.zarr_format)
+    except Exception:
+        return None
 
 
 def _reopen(array: ZarrArray) -> tuple[str, StrictStore, ZarrArray]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +28,9 @@ BLOSC_HEADER = 16
 
 ABSENT = np.uint64(2**64 - 1)
 """A shard index's sentinel for an inner chunk that was never written."""
+
+PIECES_LISTED = 20
+"""Missing pieces that a message names."""
 
 MISSING_REMEDY = "restore it, or write the array with write_empty_chunks=True if its writer left zeros out"
 
@@ -97,13 +102,13 @@ def is_blosc(array: ZarrArray) -> bool:
     return isinstance(array.metadata.codecs[-1], BloscCodec)
 
 
-def find_missing_piece(array: ZarrArray, store: Store) -> tuple[int, int] | None:
-    """The first piece (i, j) that the store lacks, from one listing of it; None where nothing lacks.
+def find_missing_pieces(array: ZarrArray, store: Store) -> tuple[int, list[tuple[int, int]]]:
+    """How many pieces the store lacks, from one listing of it, and which (i, j): the first `PIECES_LISTED`.
 
-    A store that cannot list gives None too: `StrictStore` then finds out when the piece is read.
+    A store that cannot list seems to lack none: `StrictStore` then finds out when the piece is read.
     """
     if not store.supports_listing:
-        return None
+        return 0, []
     (height, width), present = piece_grid(array), []
     for key in _list_keys(store, array.path):
         match = re.fullmatch(r"(?:c[./])?(\d+)[./](\d+)", key)
@@ -112,11 +117,10 @@ def find_missing_piece(array: ZarrArray, store: Store) -> tuple[int, int] | None
             if i < height and j < width and array.metadata.encode_chunk_key((i, j)) == key:
                 present.append(i * width + j)
     # What is allocated follows what is there, never what the metadata promises.
-    held = np.unique(np.asarray(present, dtype=np.int64))
-    if len(held) == height * width:
-        return None
-    gaps = np.flatnonzero(held != np.arange(len(held)))
-    return divmod(int(gaps[0]) if len(gaps) else len(held), width)
+    held = np.unique(np.asarray(present, dtype=np.int64)).tolist()
+    edges = pairwise([-1, *held, height * width])
+    missing = (divmod(number, width) for before, after in edges for number in range(before + 1, after))
+    return height * width - len(held), list(islice(missing, PIECES_LISTED))
 
 
 def _list_keys(store: Store, path: str) -> Iterable[str]:
@@ -133,13 +137,30 @@ def _list_keys(store: Store, path: str) -> Iterable[str]:
 
 
 def _walk_keys(root: str) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
-        raise error
+    """All files below ``root``, relative to it.
 
-    for folder, _, names in os.walk(root, onerror=refuse, followlinks=True):
-        inside = folder[len(root) :].strip("/")
-        for name in names:
-            yield f"{inside}/{name}" if inside else name
+    Raises
+    ------
+    DamagedStoreError
+        A symbolic link leads out of ``root``: data from a stranger could name any file of this machine.
+    """
+    real, followed, folders = os.path.realpath(root), set[str](), [""]
+    while folders:
+        inside = folders.pop()
+        with os.scandir(Path(root, inside)) as entries:
+            for entry in entries:
+                key = f"{inside}/{entry.name}" if inside else entry.name
+                if entry.is_symlink():
+                    target = os.path.realpath(entry.path)
+                    if os.path.commonpath((real, target)) != real:
+                        raise DamagedStoreError(f"{key} is a link out of its folder, to {target}; copy the file there")
+                    if target in followed:  # a link to where another one led, perhaps in a circle
+                        continue
+                    followed.add(target)
+                if entry.is_dir():
+                    folders.append(key)
+                else:
+                    yield key
 
 
 def sharding(array: ZarrArray) -> ShardingCodec | None:
@@ -163,44 +184,104 @@ def sharding(array: ZarrArray) -> ShardingCodec | None:
     return codec
 
 
-def check_shard(array: ZarrArray, codec: ShardingCodec, store: Store, i: int, j: int) -> None:
-    """Read the index of shard (i, j) and see that every inner chunk inside the array is there.
+@dataclass(frozen=True)
+class ShardIndex:
+    """Which bytes of a shard its index takes, and the inner chunks that it lists.
+
+    Attributes
+    ----------
+    grid : (int, int)
+        Inner chunks of a whole shard, along rows and features.
+    at_start : bool
+    checked : bool
+        Whether a CRC-32C follows it.
+    """
+
+    grid: tuple[int, int]
+    at_start: bool
+    checked: bool
+
+    @classmethod
+    def of(cls, array: ZarrArray, codec: ShardingCodec) -> ShardIndex:
+        rows, features = piece_shape(array)
+        grid = rows // codec.chunk_shape[0], features // codec.chunk_shape[1]
+        return cls(grid, codec.index_location.value == "start", len(codec.index_codecs) == 2)
+
+    @property
+    def table_bytes(self) -> int:
+        return 16 * self.grid[0] * self.grid[1]
+
+    @property
+    def length(self) -> int:
+        return self.table_bytes + 4 * self.checked
+
+    def offset(self, key: str, size: int) -> int:
+        """Where the index begins in a shard of ``size`` bytes.
+
+        Raises
+        ------
+        DamagedStoreError
+            The shard is smaller than its index.
+        """
+        if size < self.length:
+            raise DamagedStoreError(f"{key} is truncated: {size} bytes are less than its index; restore it")
+        return 0 if self.at_start else size - self.length
+
+    def parse(self, raw: bytes, size: int, key: str, present: tuple[int, int], first_row: int, rows: int) -> np.ndarray:
+        """Offset and length of the ``present`` inner chunks within the array, shape (rows, columns, 2), uint64.
+
+        ``first_row`` is the shard's, ``rows`` those of an inner chunk, both for messages. Chunks wholly outside the
+        array are never written.
+
+        Raises
+        ------
+        DamagedStoreError
+            The index is cut short or fails its checksum, lacks a chunk, or points past the shard's end.
+        """
+        if len(raw) < self.length:
+            raise DamagedStoreError(f"{key} is truncated; restore it")
+        table_bytes = self.table_bytes
+        if self.checked and crc32c(raw[:table_bytes]) != int.from_bytes(raw[table_bytes:], "little"):
+            raise DamagedStoreError(f"{key}: its index fails its checksum, it is damaged or truncated; restore it")
+        table = np.frombuffer(raw[:table_bytes], dtype="<u8").reshape(*self.grid, 2)[: present[0], : present[1]]
+        offsets, lengths = table[..., 0], table[..., 1]
+        absent = (offsets == ABSENT) | (lengths == 0)
+        if absent.any():
+            row, column = (int(index[0]) for index in np.nonzero(absent))
+            raise DamagedStoreError(
+                f"{key} lacks inner chunk ({row}, {column}), which holds rows from {first_row + row * rows} on; "
+                f"{MISSING_REMEDY}"
+            )
+        total = np.uint64(size)
+        if (offsets > total).any() or (lengths > total - np.minimum(offsets, total)).any():
+            raise DamagedStoreError(f"{key} is truncated: its index points past its {size} bytes; restore it")
+        return table
+
+
+def inner_grid(array: ZarrArray, i: int, j: int) -> tuple[int, int]:
+    """How many inner chunks of shard (i, j) lie within the array, along rows and features."""
+    (rows, features), (inner_rows, inner_features) = piece_shape(array), array.chunks
+    return (
+        min(rows // inner_rows, -(-(array.shape[0] - i * rows) // inner_rows)),
+        min(features // inner_features, -(-(array.shape[1] - j * features) // inner_features)),
+    )
+
+
+def check_shard(array: ZarrArray, index: ShardIndex, store: Store, i: int, j: int) -> int:
+    """Read the index of shard (i, j), see that every inner chunk inside the array is there, and give the shard's size.
 
     Raises
     ------
     DamagedStoreError
         The shard or one of its inner chunks is missing, cut short, or its index fails its checksum.
     """
-    key, (rows, features) = piece_key(array, i, j), piece_shape(array)
-    inner_rows, inner_features = codec.chunk_shape
-    grid = rows // inner_rows, features // inner_features
-    table_bytes = 16 * grid[0] * grid[1]
-    length = table_bytes + 4 * (len(codec.index_codecs) - 1)
+    key = piece_key(array, i, j)
     try:
         size = sync(store.getsize(key))
     except FileNotFoundError as error:
         raise DamagedStoreError(f"{key} is missing; {MISSING_REMEDY}") from error
-    if size < length:
-        raise DamagedStoreError(f"{key} is truncated: {size} bytes are less than its index; restore it")
-    start = 0 if codec.index_location.value == "start" else size - length
-    piece = sync(store.get(key, buffer_prototype, RangeByteRequest(start, start + length)))
+    start = index.offset(key, size)
+    piece = sync(store.get(key, buffer_prototype, RangeByteRequest(start, start + index.length)))
     raw = piece.to_bytes() if piece is not None else b""
-    if len(raw) < length:
-        raise DamagedStoreError(f"{key} is truncated; restore it")
-    if length > table_bytes and crc32c(raw[:table_bytes]) != int.from_bytes(raw[table_bytes:], "little"):
-        raise DamagedStoreError(f"{key}: its index fails its checksum, it is damaged or truncated; restore it")
-    # Chunks wholly outside the array are never written.
-    height = min(grid[0], -(-(array.shape[0] - i * rows) // inner_rows))
-    width = min(grid[1], -(-(array.shape[1] - j * features) // inner_features))
-    table = np.frombuffer(raw[:table_bytes], dtype="<u8").reshape(*grid, 2)[:height, :width]
-    offsets, lengths = table[..., 0], table[..., 1]
-    absent = (offsets == ABSENT) | (lengths == 0)
-    if absent.any():
-        row, column = (int(index[0]) for index in np.nonzero(absent))
-        first = i * rows + row * inner_rows
-        raise DamagedStoreError(
-            f"{key} lacks inner chunk ({row}, {column}), which holds rows from {first} on; {MISSING_REMEDY}"
-        )
-    total = np.uint64(size)
-    if (offsets > total).any() or (lengths > total - np.minimum(offsets, total)).any():
-        raise DamagedStoreError(f"{key} is truncated: its index points past its {size} bytes; restore it")
+    index.parse(raw, size, key, inner_grid(array, i, j), i * piece_shape(array)[0], array.chunks[0])
+    return size

@@ -38,7 +38,7 @@ class Launches:
     ``step`` features enter one product of the logits. Both launches share it: the second one's logits must have the
     bits of the first one's, or responsibilities do not sum to one (by 1e-5 where steps differed). ``slice`` features
     are accumulated by one program. Where a step holds all features, so does a slice; otherwise ``respond`` stores
-    responsibilities first.
+    responsibilities first, and ``accumulate`` is the tile of their product with the rows.
     """
 
     step: int
@@ -92,7 +92,7 @@ _LAUNCHES: dict[str, dict[tuple[str, str], _Row]] = {
             64: Launches(64, 64, Tile(128, 64, 4, 2), Tile(128, 64, 4, 2)),
             128: Launches(128, 128, Tile(256, 64, 8, 3), Tile(128, 64, 4, 3)),
             256: Launches(256, 256, Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
-            None: Launches(64, 256, Tile(128, 128, 8, 4), Tile(64, 64, 4, 3), Tile(128, 64, 4, 4)),
+            None: Launches(64, 128, Tile(128, 128, 8, 4), Tile(64, 64, 4, 3), Tile(128, 64, 4, 3)),
         },
         ("diag", "medium"): {
             64: Launches(64, 64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),

@@ -106,10 +106,15 @@ class FullParameters:
 def check_features(problem: Problem) -> None:
     """Raise a `RequestError` where a row is too wide for the kernel."""
     if problem.n_features > MAX_FEATURES:
-        raise RequestError(
-            f"covariance_type='full' at precision='medium' takes at most {MAX_FEATURES} features; got "
-            f"{problem.n_features}; use precision='highest' or covariance_type='diag'"
-        )
+        raise RequestError(too_many_features(problem, "medium"))
+
+
+def too_many_features(problem: Problem, precision: str) -> str:
+    """What to tell a user whose rows are wider than `MAX_FEATURES`."""
+    return (
+        f"covariance_type='full' at precision={precision!r} takes at most {MAX_FEATURES} features on a GPU; got "
+        f"{problem.n_features}; use precision='highest' or 'auto', or covariance_type='diag'"
+    )
 
 
 def padded_components(n_components: int) -> int:

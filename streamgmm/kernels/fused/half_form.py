@@ -10,6 +10,7 @@ from torch import Tensor
 from streamgmm.kernels import Problem
 from streamgmm.kernels.fused import joint
 from streamgmm.kernels.fused import rows as row_code
+from streamgmm.kernels.fused import stored as stored_code
 from streamgmm.kernels.fused import sums as sum_code
 from streamgmm.kernels.fused.configs import COMPONENT_TILE, Launches, granule_of, launches_of, stride_of
 from streamgmm.kernels.fused.parameters import FusedParameters
@@ -97,38 +98,56 @@ class HalfForm:
     def sum_components(
         self, working: WorkingRows, live: LiveRows, weights: RowWeights | None, first: int, partials: Partials
     ) -> None:
-        problem, launches = self.parameters.problem, self._launches
-        n_padded, stride = working.x.shape
+        """As `Form` says. Responsibilities are stored first where one program cannot hold all features of a row."""
+        if self._stores_responsibilities and not self.parameters.hard:
+            self._sum_stored(working, live, weights, first, partials)
+            return
+        launches = self._launches
+        tile, slices = launches.accumulate, working.x.shape[1] // launches.slice
         granules, components = partials.counts.shape
+        sum_code.accumulate[(components // COMPONENT_TILE * slices, granules)](
+            working.x, working.norms, working.lse, working.labels, *_weights_or_any(working, weights),
+            live.lists, live.n_live, *self._mixture, partials.counts, partials.sums, partials.scatter,
+            *_place(working, live, first), slices,
+            SLICE=launches.slice, HARD=self.parameters.hard, WEIGHTED=weights is not None, TILE=COMPONENT_TILE,
+            GRANULE=granule_of(self.parameters.problem), BLOCK_ROWS=tile.rows,
+            num_warps=tile.warps, num_stages=tile.stages, **self._shared,
+        )  # fmt: skip
+
+    def _sum_stored(
+        self, working: WorkingRows, live: LiveRows, weights: RowWeights | None, first: int, partials: Partials
+    ) -> None:
+        problem, launches, place = self.parameters.problem, self._launches, _place(working, live, first)
+        granules, components = partials.counts.shape
+        n_padded, stride = working.x.shape
         tiles, slices, granule = components // COMPONENT_TILE, stride // launches.slice, granule_of(problem)
-        some_weights = (working.lse, working.lse) if weights is None else (weights.scaled, weights.units)
-        place = (n_padded, first // COMPONENT_TILE, live.n_live.shape[1])
-        shared = self._shared | {"GRANULE": granule, "WEIGHTED": weights is not None, "TILE": COMPONENT_TILE}
-        given = _stores_responsibilities(problem, launches) and not self.parameters.hard
-        resp = working.x
-        if given:
-            resp = torch.empty((tiles, n_padded, COMPONENT_TILE), dtype=torch.float16, device=working.x.device)
-            rows = launches.respond
-            blocks = -(-granule // rows.rows)
-            sum_code.respond[(tiles, granules * blocks)](
-                working.x, working.norms, working.lse, some_weights[0], live.lists, live.n_live, *self._mixture, resp,
-                *place, blocks,
-                STEP=launches.step, BLOCK_ROWS=rows.rows, num_warps=rows.warps, num_stages=rows.stages, **shared,
-            )  # fmt: skip
+        scaled, units = _weights_or_any(working, weights)
+        shared = {"GRANULE": granule, "WEIGHTED": weights is not None, "TILE": COMPONENT_TILE}
+        resp = torch.empty((tiles, n_padded, COMPONENT_TILE), dtype=torch.float16, device=working.x.device)
+        tile = launches.respond
+        blocks = -(-granule // tile.rows)
+        stored_code.respond[(tiles, granules * blocks)](
+            working.x, working.norms, working.lse, scaled, live.lists, live.n_live, *self._mixture, resp,
+            *place, blocks,
+            STEP=launches.step, BLOCK_ROWS=tile.rows, num_warps=tile.warps, num_stages=tile.stages,
+            **shared, **self._shared,
+        )  # fmt: skip
+        stored_code.count_stored[(tiles, granules)](
+            working.norms, units, live.lists, live.n_live, resp, partials.counts, partials.scatter, *place,
+            NORM=self.parameters.uses_norms, BLOCK_ROWS=64, num_warps=4, **shared,
+        )  # fmt: skip
         tile = launches.accumulate
-        sum_code.accumulate[(tiles * slices, granules)](
-            working.x, working.norms, working.lse, working.labels, *some_weights, live.lists, live.n_live,
-            *self._mixture, resp, partials.counts, partials.sums, partials.scatter, *place, slices,
-            SLICE=launches.slice, HARD=self.parameters.hard, GIVEN=given, BLOCK_ROWS=tile.rows,
+        stored_code.accumulate_stored[(tiles * slices, granules)](
+            working.x, units, live.lists, live.n_live, resp, partials.sums, partials.scatter, *place, slices,
+            STRIDE=stride, SLICE=launches.slice, DIAG=self.parameters.is_diag, BLOCK_ROWS=tile.rows,
             num_warps=tile.warps, num_stages=tile.stages, **shared,
         )  # fmt: skip
 
     def fill_moments(self, working: WorkingRows, weights: RowWeights | None, moments: Tensor) -> None:
         granules, stride, _ = moments.shape
         block = min(stride, 128)
-        some_weights = (working.lse, working.lse) if weights is None else (weights.scaled, weights.units)
         sum_code.second_moment[(stride // block, stride // block, granules)](
-            working.x, *some_weights, moments, working.n_rows,
+            working.x, *_weights_or_any(working, weights), moments, working.n_rows,
             STRIDE=stride, GRANULE=granule_of(self.parameters.problem), WEIGHTED=weights is not None,
             BLOCK_ROWS=64, BLOCK_FEATURES=block, num_warps=8 if block == 128 else 4, num_stages=3,
         )  # fmt: skip
@@ -147,6 +166,10 @@ class HalfForm:
         return launches_of(self.parameters.problem, "medium", self.parameters.architecture)
 
     @property
+    def _stores_responsibilities(self) -> bool:
+        return _stores_responsibilities(self.parameters.problem, self._launches)
+
+    @property
     def _mixture(self) -> tuple[Tensor, ...]:
         theta = self.parameters.half
         return theta.linear, theta.quadratic, theta.exponents, theta.constants
@@ -163,3 +186,13 @@ class HalfForm:
 def _stores_responsibilities(problem: Problem, launches: Launches) -> bool:
     """Whether r is computed once and stored, because several programs share a row's features."""
     return launches.step < stride_of(problem.n_features)
+
+
+def _weights_or_any(working: WorkingRows, weights: RowWeights | None) -> tuple[Tensor, Tensor]:
+    """Scaled weights and their units; without weights the kernels do not read what stands in for them."""
+    return (working.lse, working.lse) if weights is None else (weights.scaled, weights.units)
+
+
+def _place(working: WorkingRows, live: LiveRows, first: int) -> tuple[int, int, int]:
+    """Pitch of the lists, first tile, and tiles in all."""
+    return working.n_padded, first // COMPONENT_TILE, live.n_live.shape[1]

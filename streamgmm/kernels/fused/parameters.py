@@ -118,8 +118,9 @@ class FusedParameters:
         """The component in each place, (K,): neighbours share a tile, which is skipped where none of them matters."""
         if self.hard:  # one tile matters to each row, whatever the order
             return np.arange(self.mixture.n_components)
-        means = (self.mixture.means - self.frame.shift) * self.frame.scale
-        return neighbours(means, COMPONENT_TILE)
+        if self.whitening is not None:  # distances that responsibilities depend on
+            return neighbours(self.whitening.means, COMPONENT_TILE)
+        return neighbours((self.mixture.means - self.frame.shift) * self.frame.scale, COMPONENT_TILE)
 
     @cached_property
     def order(self) -> Tensor:

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
-"""Device code that runs over tiles of logits (rows, components): log-sum-exp, tile maxima, and the best component."""
+"""Device code over tiles of logits (rows, components): log-sum-exp, tile maxima, the best component; and r's unit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import triton.language as tl
 # exp2(-inf - (-inf)) is NaN: the running maximum starts at a finite value instead, below any logit.
 FLOOR = tl.constexpr(-3.0e38)
 _LAST = tl.constexpr(2**31 - 1)
+# A responsibility of 2⁻²⁹ is still a normal fp16 number after this factor, and 1 is far from overflow.
+RESP_SCALE = tl.constexpr(32768.0)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from streamgmm.kernels.fused.running import RESP_SCALE
 from streamgmm.kernels.fused.split import (
     form_rows_first,
     load_pair,
@@ -15,14 +16,11 @@ from streamgmm.kernels.fused.split import (
     split_form,
 )
 
-# A responsibility of 2⁻²⁹ is still a normal fp16 number after this factor, and 1 is far from overflow.
-_RESP_SCALE = tl.constexpr(32768.0)
-
 
 @triton.jit
 def split_resp(resp):
-    """r as hi + lo in fp16, times _RESP_SCALE: 22 bits."""
-    scaled = resp * _RESP_SCALE
+    """r as hi + lo in fp16, times RESP_SCALE: 22 bits."""
+    scaled = resp * RESP_SCALE
     high = scaled.to(tl.float16)
     return high, (scaled - high.to(tl.float32)).to(tl.float16)
 
@@ -38,7 +36,7 @@ def add_weighted(whole, rest, high, low, x1, x2, x3):
     rest = tl.dot(high, x3, rest)
     rest = tl.dot(high, x2, rest)
     large = tl.dot(high, x1)
-    return tl.fma(large, tl.full(large.shape, 1.0 / _RESP_SCALE, tl.float32), whole), rest
+    return tl.fma(large, tl.full(large.shape, 1.0 / RESP_SCALE, tl.float32), whole), rest
 
 
 @triton.jit
@@ -204,7 +202,7 @@ def split_accumulate(
             resp *= tl.load(weights + row)[None, :]
         high, low = split_resp(resp)
         # Everything below uses the rounded value: counts and products then describe the same responsibilities.
-        rounded = (high.to(tl.float32) + low.to(tl.float32)) * (1.0 / _RESP_SCALE)
+        rounded = (high.to(tl.float32) + low.to(tl.float32)) * (1.0 / RESP_SCALE)
         count += tl.sum(rounded, axis=1)
         if not DIAG:
             distance += tl.sum(rounded * form, axis=1)
@@ -229,12 +227,12 @@ def split_accumulate(
     # Whole numbers cancel exactly in one fused multiply-add; the fractions are small already.
     centre = tl.load(centres + k[:, None].to(tl.int64) * STRIDE + own_features[None, :]).to(tl.float32)
     mass = tl.broadcast_to(count[:, None], whole.shape)
-    rest_sum = rest_sum * (1.0 / _RESP_SCALE)
+    rest_sum = rest_sum * (1.0 / RESP_SCALE)
     tl.store(sums + block, (tl.fma(-centre, mass, whole) + rest_sum) * (row_length * unit))
     if DIAG:
         # c in the unit of x'² over that of x'.
         ratio = centre * (square_unit * row_length * row_length)
-        rest_square = rest_square * (1.0 / _RESP_SCALE)
+        rest_square = rest_square * (1.0 / RESP_SCALE)
         square = tl.fma(-ratio, tl.fma(-centre, mass, 2 * whole), whole_square)
         square = (square + tl.fma(-2 * ratio, rest_sum, rest_square)) * (unit / square_unit)
         tl.store(scatter + block, square)

@@ -6,10 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from streamgmm.kernels.fused.joint import dot_components_first, logits, square_planes
-
-# A responsibility of 2⁻²⁹ is still a normal fp16 number after this factor, and 1 is far from overflow.
-_RESP_SCALE = tl.constexpr(32768.0)
+from streamgmm.kernels.fused.joint import dot_components_first, square_planes
+from streamgmm.kernels.fused.running import RESP_SCALE
 
 
 @triton.jit(do_not_specialize=["n_rows", "pitch", "threshold"])
@@ -34,7 +32,8 @@ def list_live_rows(
     for first in range(0, rows, BLOCK_ROWS):
         i = first + tl.arange(0, BLOCK_ROWS)
         if HARD:
-            live = tl.load(labels + start + i, mask=i < rows, other=-1) // TILE == tile
+            # Division rounds to zero: -1 would lie in the first tile.
+            live = tl.load(labels + start + i, mask=i < rows, other=-TILE) // TILE == tile
         else:
             largest = tl.load(maxima + i, mask=i < rows, other=float("-inf"))
             live = largest - tl.load(lse + start + i, mask=i < rows, other=0.0) > threshold
@@ -51,61 +50,24 @@ def list_live_rows(
 
 
 @triton.jit
-def _rounded(resp):
+def rounded_resp(resp):
     """Responsibilities in fp16, and what they are then: counts and products describe the same ones."""
-    rounded = (resp * _RESP_SCALE).to(tl.float16)
+    rounded = (resp * RESP_SCALE).to(tl.float16)
     return rounded, rounded.to(tl.float32)
-
-
-@triton.jit(do_not_specialize=["pitch", "first_tile", "n_tiles", "n_blocks"])
-def respond(
-    x, norms, lse, weights, lists, n_live, linear, quadratic, exponents, constants, resp,
-    pitch, first_tile, n_tiles, n_blocks,
-    STRIDE: tl.constexpr, STEP: tl.constexpr, GRANULE: tl.constexpr,
-    DIAG: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr, WEIGHTED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """r of the listed rows and a tile's components, fp16 times 2¹⁵: ``resp`` (tiles of the grid, pitch, TILE).
-
-    Grid (tiles, granules · n_blocks); a program has BLOCK_ROWS of a list, which covers a granule in ``n_blocks``.
-    """
-    own_tile = tl.program_id(0)
-    granule = tl.program_id(1) // n_blocks
-    first = (tl.program_id(1) % n_blocks) * BLOCK_ROWS
-    listed = tl.load(n_live + granule * n_tiles + first_tile + own_tile)
-    if first >= listed:
-        return
-    start = granule.to(tl.int64) * GRANULE
-    i = first + tl.arange(0, BLOCK_ROWS)
-    lists += (first_tile + own_tile).to(tl.int64) * pitch + start
-    row = start + tl.load(lists + i, mask=i < listed, other=0)
-    k = (first_tile + own_tile) * TILE + tl.arange(0, TILE)
-    norm = tl.load(norms + row)[:, None] if NORM else tl.zeros([BLOCK_ROWS, 1], tl.float32)
-    # The tile goes by the first launch's code, so that its logits have that one's bits.
-    logit = logits(
-        x + row[:, None] * STRIDE, 0, 0, 0, norm, linear, quadratic, exponents, constants, k,
-        STRIDE, STEP, DIAG, NORM, SCALED,
-    )  # fmt: skip
-    r = tl.exp2(logit - tl.load(lse + row, mask=i < listed, other=float("inf"))[:, None])
-    if WEIGHTED:
-        r *= tl.load(weights + row)[:, None]
-    rounded, _ = _rounded(r)
-    place = own_tile.to(tl.int64) * pitch + start + i
-    tl.store(resp + place[:, None] * TILE + tl.arange(0, TILE)[None, :], rounded)
 
 
 @triton.jit(do_not_specialize=["pitch", "first_tile", "n_tiles", "n_slices"])
 def accumulate(
-    x, norms, lse, labels, weights, units, lists, n_live, linear, quadratic, exponents, constants, resp,
+    x, norms, lse, labels, weights, units, lists, n_live, linear, quadratic, exponents, constants,
     counts, sums, scatter, pitch, first_tile, n_tiles, n_slices,
     STRIDE: tl.constexpr, SLICE: tl.constexpr, GRANULE: tl.constexpr,
-    DIAG: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr, HARD: tl.constexpr, GIVEN: tl.constexpr,
+    DIAG: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr, HARD: tl.constexpr,
     WEIGHTED: tl.constexpr, BLOCK_ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """One granule's Σ r, Σ r x', Σ r x'² (or Σ r ‖x'‖²): a program owns a tile of components and a slice of features.
 
     Grid (tiles · slices, granules); the tiles begin at ``first_tile`` of ``n_tiles``. Only listed rows are visited.
-    r is ``resp`` of `respond` where GIVEN; otherwise it is computed here, and the slice must hold all features.
+    With HARD r follows from ``labels``; otherwise it is computed here, and the slice must hold all features.
     ``counts`` (granules, K'), ``sums`` (granules, K', STRIDE), ``scatter`` as ``sums`` for diag and as ``counts`` with
     NORM, fp32, where K' components are covered by the grid. With WEIGHTED each row counts ``weights`` (padded N,) fp32
     times, in ``units`` (granules,).
@@ -119,7 +81,7 @@ def accumulate(
     k = first_tile * TILE + own
     lane = tl.arange(0, BLOCK_ROWS)
     features = part * SLICE + tl.arange(0, SLICE)
-    if not HARD and not GIVEN:
+    if not HARD:
         theta = k[:, None].to(tl.int64) * STRIDE + features[None, :]
         own_linear = tl.load(linear + theta)
         own_quadratic = tl.load(quadratic + theta) if DIAG else 0
@@ -137,7 +99,6 @@ def accumulate(
     labels += start
     weights += start
     lists += (first_tile + own_tile).to(tl.int64) * pitch + start
-    resp += (own_tile.to(tl.int64) * pitch + start) * TILE
     listed = tl.load(n_live + granule * n_tiles + first_tile + own_tile)
     for first in range(0, listed, BLOCK_ROWS):
         i = first + lane
@@ -145,25 +106,19 @@ def accumulate(
         norm = tl.load(norms + row)[None, :] if NORM else tl.zeros([1, BLOCK_ROWS], tl.float32)
         own_x = tl.load(x + row[:, None].to(tl.int64) * STRIDE + features[None, :])
         high, low = square_planes(own_x) if DIAG else (0, 0)
-        if GIVEN:
-            place = i[:, None] * TILE + tl.arange(0, TILE)[None, :]
-            given = tl.load(resp + place, mask=(i < listed)[:, None], other=0.0)
-            rounded = tl.trans(given)
-            r = rounded.to(tl.float32)
+        if HARD:
+            label = tl.load(labels + row, mask=i < listed, other=-1)
+            r = tl.where(label[None, :] == k[:, None], 1.0, 0.0)
         else:
-            if HARD:
-                label = tl.load(labels + row, mask=i < listed, other=-1)
-                r = tl.where(label[None, :] == k[:, None], 1.0, 0.0)
-            else:
-                # The logit has the bits of the first launch: all sums are in that one's order, and lse comes last.
-                acc = constant + norm * q
-                acc = dot_components_first(acc, own_x, high, low, own_linear, own_quadratic, DIAG)
-                if SCALED:
-                    acc *= tl.load(exponents + k)[:, None]
-                r = tl.exp2(acc - tl.load(lse + row, mask=i < listed, other=float("inf"))[None, :])
-            if WEIGHTED:
-                r *= tl.load(weights + row)[None, :]
-            rounded, r = _rounded(r)
+            # The logit has the bits of the first launch: all sums are in that one's order, and lse comes last.
+            acc = constant + norm * q
+            acc = dot_components_first(acc, own_x, high, low, own_linear, own_quadratic, DIAG)
+            if SCALED:
+                acc *= tl.load(exponents + k)[:, None]
+            r = tl.exp2(acc - tl.load(lse + row, mask=i < listed, other=float("inf"))[None, :])
+        if WEIGHTED:
+            r *= tl.load(weights + row)[None, :]
+        rounded, r = rounded_resp(r)
         count += tl.sum(r, axis=1)
         weighted = tl.dot(rounded, own_x, weighted)
         if DIAG:
@@ -172,7 +127,7 @@ def accumulate(
         elif NORM:
             squared += tl.sum(r * norm, axis=1)
 
-    unit = 1.0 / _RESP_SCALE
+    unit = 1.0 / RESP_SCALE
     if WEIGHTED:
         unit *= tl.load(units + granule)
     place = granule.to(tl.int64) * covered + own

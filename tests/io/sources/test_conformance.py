@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,35 @@ def test_every_kind_of_range(case: tuple[Source, np.ndarray, Factory]) -> None:
         assert read.tobytes() == rows[start:stop].tobytes(), (start, stop)
 
 
+def test_reads_past_the_page_cache_are_the_same(case: tuple[Source, np.ndarray, Factory]) -> None:
+    source, rows, _ = case
+    for start, stop in RANGES:
+        guarded = np.frombuffer(bytearray(b"\x4d" * (stop - start + 4) * rows[0].nbytes), dtype=rows.dtype)
+        guarded = guarded.reshape(-1, rows.shape[1])
+        word = source.read_uncached(start, stop, guarded[2:-2])
+        assert word is None or "O_DIRECT" in word
+        assert guarded[2:-2].tobytes() == rows[start:stop].tobytes(), (start, stop)
+        assert guarded[:2].tobytes() + guarded[-2:].tobytes() == b"\x4d" * 4 * rows[0].nbytes
+
+
+def test_stored_bytes_are_those_of_the_files(case: tuple[Source, np.ndarray, Factory]) -> None:
+    source, rows, factory = case
+    whole = list(source.stored(0, len(rows)))
+    assert sum(extent.length for extent in whole) == source.stored_bytes
+    # What rows share belongs to one call alone, so the parts of a scan add up to the whole.
+    parts = [extent for start in range(0, 50, 10) for extent in source.stored(start, start + 10)]
+    assert sum(extent.length for extent in parts) == source.stored_bytes
+    if factory.read_path == "memory" or factory.name in ("dask", "zarr_memory"):
+        assert source.stored_bytes == 0
+    elif factory.read_path == "extents":
+        assert source.stored_bytes in (rows.nbytes, rows.nbytes + 4 * len(rows))
+        assert source.slow_because == ""
+    else:
+        assert source.slow_because
+    for extent in whole:
+        assert 0 <= extent.offset <= extent.offset + extent.length <= os.fstat(extent.descriptor).st_size
+
+
 def test_read_into_writes_only_out(case: tuple[Source, np.ndarray, Factory]) -> None:
     source, rows, _ = case
     for start, stop in RANGES:
@@ -90,6 +120,22 @@ def test_gather(case: tuple[Source, np.ndarray, Factory]) -> None:
         gathered, rows_read = source.gather(indices)
         assert gathered.tobytes() == rows[indices].tobytes()
         assert rows_read >= count
+
+
+@pytest.mark.parametrize("gap", [0, 20, 100, 10**6])
+@pytest.mark.parametrize("most", [1, 60, 10**6])
+def test_gathered_rows_do_not_depend_on_how_they_are_grouped(tmp_path: Path, gap: int, most: int) -> None:
+    rows = make_rows("float32")
+    source = next(factory for factory in FACTORIES if factory.name == "npy")(tmp_path, rows)
+    rng = np.random.default_rng(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamgmm.io.sources.base.GATHER_GAP_BYTES", gap)
+        patch.setattr("streamgmm.io.sources.base.GATHER_RUN_BYTES", most)
+        for count in (1, 2, 9, 30, 50):
+            indices = np.sort(rng.choice(50, count, replace=False)).astype(np.int64)
+            gathered, rows_read = source.gather(indices)
+            assert gathered.tobytes() == rows[indices].tobytes()
+            assert count <= rows_read <= 50
 
 
 def test_concurrent_reads(case: tuple[Source, np.ndarray, Factory]) -> None:
@@ -146,7 +192,7 @@ def test_any_ranges(factory: Factory, spans: list[tuple[int, int]], tmp_path_fac
 
 
 # The others' own parts need more rows, or chunks of five features.
-ANY_SHAPE = [factory for factory in FACTORIES if not factory.name.startswith(("concat", "zarr_"))]
+ANY_SHAPE = [factory for factory in FACTORIES if not factory.name.startswith(("concat", "zarr_", "hdf5_"))]
 
 
 @pytest.mark.parametrize("factory", ANY_SHAPE, ids=lambda factory: factory.name)

@@ -1,0 +1,98 @@
+"""Whether a state that was read from a file can be one that a run wrote.
+
+A checksum shows that a file is as it was written, not who wrote it: shapes, types and ranges are checked before
+anything is computed, or allocated, from them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from streamgmm.kernels import PRECISIONS
+from streamgmm.state import OpenSegment, TrainingState
+from streamgmm.statistics import SEGMENTS, Statistics, SummationTree, scatter_shape
+from streamgmm.steps.candidate import Candidate
+
+_CHECKSUM_END = 1 << 32
+
+
+def check_consistent(state: TrainingState) -> None:
+    """Raise ValueError or TypeError, naming the part, where ``state`` contradicts itself."""
+    d = len(state.frame.shift)
+    _require(state.frame.shift.shape == state.frame.scale.shape == (d,), "frame")
+    _require(state.rows_read >= 0, "rows_read")
+    _require(bool(state.candidates), "candidates")
+    for candidate in state.candidates:
+        _require(candidate.mixture.n_features == d, "n_features")
+        _check_candidate(candidate)
+    sizes = [candidate.mixture.n_components for candidate in state.active]
+    for tree in state.trees:
+        _check_tree(tree, d)
+    if state.trees:
+        _require([_size_of(tree, k) for tree, k in zip(state.trees, sizes, strict=True)] == sizes, "trees")
+        _require(all(tree.finished == state.finished for tree in state.trees), "trees")
+    for opened in state.opened:
+        _check_opened(opened, sizes, d)
+    under_way = [opened.segment for opened in state.opened]
+    _require(len(set(under_way)) == len(under_way) and state.finished.isdisjoint(under_way), "segments under way")
+    _require(bool(state.trees) or not state.opened, "segments under way")
+    segments = [segment for segment, _ in state.checksums]
+    _require(len(set(segments)) == len(segments) and all(0 <= s < SEGMENTS for s in segments), "checksums")
+    _require(all(0 <= checksum < _CHECKSUM_END for _, checksum in state.checksums), "checksums")
+
+
+def _check_candidate(candidate: Candidate) -> None:
+    _require(candidate.precision in PRECISIONS, "precision")
+    _require(all(isinstance(bound, float) and math.isfinite(bound) for bound in candidate.lower_bounds), "lower_bounds")
+    _require(isinstance(candidate.converged, bool), "converged")
+    components = range(candidate.mixture.n_components)
+    _require(all(type(k) is int and k in components for k in (*candidate.empty, *candidate.degenerate)), "components")
+
+
+def _check_tree(tree: SummationTree, n_features: int) -> None:
+    # Before anything is raised to the power of a level.
+    levels = SEGMENTS.bit_length()
+    for (level, index), _ in tree.nodes:
+        _require(type(level) is int and type(index) is int and 0 <= level < levels, "trees")
+        _require(0 <= index < SEGMENTS >> level, "trees")
+    _require(sum(1 << level for (level, _), _ in tree.nodes) == len(tree.finished), "trees")
+    for _, node in tree.nodes:
+        if node is not None:
+            _check_statistics(node, n_features)
+
+
+def _size_of(tree: SummationTree, otherwise: int) -> int:
+    """Components of the sums in ``tree``; -1 where they disagree."""
+    sizes = {node.n_components for _, node in tree.nodes if node is not None} or {otherwise}
+    return sizes.pop() if len(sizes) == 1 else -1
+
+
+def _check_opened(opened: OpenSegment, sizes: list[int], n_features: int) -> None:
+    _require(0 <= opened.segment < SEGMENTS and opened.cursor > 0, "segments under way")
+    _require(opened.checksum is None or 0 <= opened.checksum < _CHECKSUM_END, "segments under way")
+    _require(0 <= opened.skipped <= opened.cursor, "segments under way")
+    for statistics in opened.sums:
+        _check_statistics(statistics, n_features)
+    _require([statistics.n_components for statistics in opened.sums] == sizes, "segments under way")
+
+
+def _check_statistics(statistics: Statistics, n_features: int) -> None:
+    k = len(statistics.counts)
+    shapes: Iterable[tuple[torch.Tensor, tuple[int, ...]]] = (
+        (statistics.counts, (k,)),
+        (statistics.sums, (k, n_features)),
+        (statistics.scatter, scatter_shape(statistics.covariance_type, k, n_features)),
+        (statistics.log_likelihood, ()),
+        (statistics.n_rows, ()),
+        (statistics.shift, (n_features,)),
+    )
+    for tensor, shape in shapes:
+        _require(tuple(tensor.shape) == shape and tensor.dtype == torch.float64, "sums")
+
+
+def _require(holds: bool, part: str) -> None:
+    if not holds:
+        raise ValueError(f"its {part} contradict the rest")

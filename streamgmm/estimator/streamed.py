@@ -1,0 +1,60 @@
+"""The parameters that every estimator here has and scikit-learn's do not: how to compute."""
+
+from __future__ import annotations
+
+import os
+from numbers import Integral
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from streamgmm.device import resolve_device
+from streamgmm.inference import InferenceSettings
+from streamgmm.io.sources.base import Source
+from streamgmm.kernels import PRECISIONS
+from streamgmm.precision import CHECK_ROWS
+from streamgmm.units import parse_bytes
+
+_FEW_ROWS = 4 * CHECK_ROWS
+
+
+class Streamed:
+    """What ``device``, ``precision``, ``memory_limit``, ``chunk_rows``, ``checkpoint`` and ``random_state`` mean."""
+
+    _stream_constraints: ClassVar[dict[str, list[Any]]] = {
+        "random_state": ["random_state"],
+        "device": [str],
+        "precision": [StrOptions({"auto", *PRECISIONS})],
+        "memory_limit": [str, Interval(Integral, 1, None, closed="left"), None],
+        "chunk_rows": [Interval(Integral, 1, None, closed="left"), None],
+        "checkpoint": [str, os.PathLike, None],
+    }
+
+    random_state: Any
+    device: str
+    precision: str
+    memory_limit: str | int | None
+    chunk_rows: int | None
+    checkpoint: str | Path | None
+
+    def _inference(self, source: Source) -> InferenceSettings:
+        return InferenceSettings(resolve_device(self.device), self._precision(source), self._limit(), self.chunk_rows)
+
+    def _precision(self, source: Source) -> str:
+        if self.precision != "auto" or resolve_device(self.device).type != "cpu":
+            return self.precision
+        # Checking a narrower one at every iteration would take longer than few rows take in fp64.
+        return "highest" if source.dtype == np.float64 or source.shape[0] <= _FEW_ROWS else "auto"
+
+    def _limit(self) -> int | None:
+        return None if self.memory_limit is None else parse_bytes(self.memory_limit, "memory_limit")
+
+    def _run(self) -> Path | None:
+        return None if self.checkpoint is None else Path(self.checkpoint)
+
+    def _seed(self) -> int:
+        seed = self.random_state
+        return int(seed if isinstance(seed, Integral) else check_random_state(seed).randint(2**31))

@@ -1,0 +1,57 @@
+"""Threads that read, and that a read which never returns cannot keep the process from ending."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeAlias, TypeVar
+
+Result = TypeVar("Result")
+
+_Task: TypeAlias = "tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None"
+
+
+class Readers:
+    """As `concurrent.futures.ThreadPoolExecutor`, with daemon threads: that one joins its threads at exit, for ever."""
+
+    def __init__(self, threads: int) -> None:
+        self._tasks: SimpleQueue[_Task] = SimpleQueue()
+        self._threads = [Thread(target=self._work, name=f"streamgmm-read_{i}", daemon=True) for i in range(threads)]
+        self._closed = False
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Call ``function`` on one of the threads, after all that was submitted before has begun."""
+        future: Future[Result] = Future()
+        self._tasks.put((future, function, arguments))
+        return future
+
+    def close(self, patience: float) -> bool:
+        """Cancel what has not begun and wait ``patience`` seconds for the rest; whether every thread has ended."""
+        self._closed = True
+        for _ in self._threads:
+            self._tasks.put(None)
+        deadline = time.monotonic() + patience
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, function, arguments = task
+            if self._closed:
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = function(*arguments)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            # Else the last task's rows would live until the next one comes.
+            del task, future, function, arguments

@@ -1,0 +1,234 @@
+"""What a run needs to go on, as one record; and that record as named tensors, for a file or for another process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from streamgmm.frame import Frame
+from streamgmm.mixture import Mixture
+from streamgmm.statistics import Statistics, SummationTree, segment_bounds
+from streamgmm.steps.candidate import Candidate
+
+Arrays = dict[str, np.ndarray | Tensor]
+"""Parameters as arrays and sums as tensors, each where it lies."""
+
+
+@dataclass(frozen=True, eq=False)
+class OpenSegment:
+    """A segment that is summed up to a row.
+
+    Attributes
+    ----------
+    segment : int
+    cursor : int
+        Rows from the segment's first to before this one are in ``sums``.
+    sums : tuple of Statistics
+        One for each candidate that is not converged; further rows are added in place.
+    checksum : int or None
+        Of those rows, `integrity.fold`; None where they were not checked.
+    skipped : int
+        How many of them were left out because they are not finite.
+    comparing : bool
+        Whether the segment is being compared with an earlier pass. Until it ends, its rows may turn out to have
+        changed, so these sums are not to be saved.
+    """
+
+    segment: int
+    cursor: int
+    sums: tuple[Statistics, ...]
+    checksum: int | None = 0
+    skipped: int = 0
+    comparing: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """Everything a run needs to go on; a checkpoint is this record.
+
+    Attributes
+    ----------
+    candidates : tuple of Candidate
+        Models trained on the same passes; one is the usual case.
+    frame : Frame
+    trees : tuple of SummationTree
+        The finished segments of the current pass, for each candidate that is not converged; empty between passes.
+    opened : tuple of OpenSegment
+        The segments under way: one a process.
+    rows_read : int
+        Since the beginning of the run, sampling and seeding included.
+    checksums : tuple of (segment, checksum)
+        Of the data in the first pass that finished the segment; later data must match.
+    skipped : int
+        Rows of the finished segments of the current pass, or of the last pass, that were left out because they are not
+        finite.
+    """
+
+    candidates: tuple[Candidate, ...]
+    frame: Frame
+    trees: tuple[SummationTree, ...] = ()
+    opened: tuple[OpenSegment, ...] = ()
+    rows_read: int = 0
+    checksums: tuple[tuple[int, int], ...] = ()
+    skipped: int = 0
+
+    @property
+    def active(self) -> tuple[Candidate, ...]:
+        return tuple(candidate for candidate in self.candidates if not candidate.converged)
+
+    @property
+    def n_iter(self) -> int:
+        return max(candidate.n_iter for candidate in self.candidates)
+
+    @property
+    def best(self) -> Candidate:
+        """As `best_of`."""
+        return best_of(self.candidates)
+
+    @property
+    def finished(self) -> frozenset[int]:
+        """Segments of the current pass whose sums are complete."""
+        return self.trees[0].finished if self.trees else frozenset()
+
+    def rows_summed(self, n_samples: int) -> int:
+        """Rows of the current pass that need not be read again; 0 between passes."""
+        bounds = segment_bounds(n_samples)
+        rows = sum(bounds[segment][1] - bounds[segment][0] for segment in self.finished)
+        return rows + sum(opened.cursor - bounds[opened.segment][0] for opened in self.opened)
+
+
+def best_of(candidates: Iterable[Candidate]) -> Candidate:
+    """The candidate with the greatest lower bound; the first, before any has one."""
+    return max(candidates, key=lambda candidate: candidate.lower_bounds[-1:] or (-math.inf,))
+
+
+def snapshot(state: TrainingState) -> TrainingState:
+    """A copy on the host that further additions do not touch, without segments whose rows may have changed."""
+
+    def copied(opened: OpenSegment) -> OpenSegment:
+        return replace(opened, sums=tuple(sums.clone().to("cpu") for sums in opened.sums))
+
+    return replace(state, opened=tuple(copied(opened) for opened in state.opened if not opened.comparing))
+
+
+def pack(state: TrainingState) -> tuple[dict[str, object], Arrays]:
+    """JSON values and named fp64 arrays that hold all of ``state``; nothing is copied."""
+    arrays: Arrays = {**state.frame.tensors("frame.")}
+    for i, candidate in enumerate(state.candidates):
+        arrays |= candidate.mixture.tensors(f"candidate.{i}.")
+    candidates = [
+        {
+            "precision": c.precision,
+            "lower_bounds": list(c.lower_bounds),
+            "converged": c.converged,
+            "empty": list(c.empty),
+            "degenerate": list(c.degenerate),
+            "n_rows": c.n_rows,
+        }
+        for c in state.candidates
+    ]
+    facts, sums = pack_sums(state)
+    return {**facts, "candidates": candidates}, arrays | sums
+
+
+def pack_sums(state: TrainingState) -> tuple[dict[str, object], Arrays]:
+    """The same for what a pass adds to a state: all but candidates and frame."""
+    arrays: Arrays = {}
+    for i, tree in enumerate(state.trees):
+        for (level, index), sums in tree.nodes:
+            arrays |= {} if sums is None else sums.tensors(f"tree.{i}.{level}.{index}.")
+    for opened in state.opened:
+        for i, sums in enumerate(opened.sums):
+            arrays |= sums.tensors(f"open.{opened.segment}.{i}.")
+    return {
+        "covariance_type": state.candidates[0].mixture.covariance_type,
+        "rows_read": state.rows_read,
+        "checksums": [list(pair) for pair in state.checksums],
+        "skipped": state.skipped,
+        "trees": [[[*node, sums is not None] for node, sums in tree.nodes] for tree in state.trees],
+        "opened": [
+            {
+                "segment": opened.segment,
+                "cursor": opened.cursor,
+                "checksum": opened.checksum,
+                "skipped": opened.skipped,
+                "comparing": opened.comparing,
+                "sums": len(opened.sums),
+            }
+            for opened in state.opened
+        ],
+    }, arrays
+
+
+def unpack(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainingState:
+    """The inverse of `pack`; sums lie where ``tensors`` do, in their memory.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, AttributeError, OverflowError
+        Something is missing, or of the wrong kind.
+    """
+    kind = str(facts["covariance_type"])
+    parameters = ("frame.", "candidate.")
+    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items() if name.startswith(parameters)}
+    candidates = tuple(
+        Candidate(
+            Mixture.from_tensors(arrays, kind, f"candidate.{i}."),
+            known["precision"],
+            tuple(known["lower_bounds"]),
+            known["converged"],
+            tuple(known["empty"]),
+            tuple(known["degenerate"]),
+            float(known["n_rows"]),
+        )
+        for i, known in enumerate(_list(facts["candidates"]))
+    )
+    return unpack_sums(TrainingState(candidates, Frame.from_tensors(arrays, "frame.")), facts, tensors)
+
+
+def unpack_sums(state: TrainingState, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainingState:
+    """``state`` with what `pack_sums` told of another one in place of its own. Raises as `unpack`."""
+    kind = str(facts["covariance_type"])
+
+    def sums(prefix: str) -> Statistics:
+        return Statistics.from_tensors(tensors, kind, prefix)
+
+    trees = tuple(
+        SummationTree(
+            tuple(
+                ((level, index), sums(f"tree.{i}.{level}.{index}.") if filled else None)
+                for level, index, filled in _list(nodes)
+            )
+        )
+        for i, nodes in enumerate(_list(facts["trees"]))
+    )
+    opened = tuple(
+        OpenSegment(
+            int(known["segment"]),
+            int(known["cursor"]),
+            tuple(sums(f"open.{known['segment']}.{i}.") for i in range(int(known["sums"]))),
+            None if known["checksum"] is None else int(known["checksum"]),
+            int(known["skipped"]),
+            bool(known["comparing"]),
+        )
+        for known in _list(facts["opened"])
+    )
+    return replace(
+        state,
+        trees=trees,
+        opened=opened,
+        rows_read=int(facts["rows_read"]),
+        checksums=tuple((int(segment), int(checksum)) for segment, checksum in _list(facts["checksums"])),
+        skipped=int(facts["skipped"]),
+    )
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, found {type(value).__name__}")
+    return value

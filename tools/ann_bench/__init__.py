@@ -1,0 +1,1 @@
+"""What `tools/bench_ann.py` is made of."""

@@ -1,0 +1,358 @@
+"""The data's way, part by part, each beside its ceiling and its alternatives, turn by turn in one run.
+
+    python tools/bench_stream.py [--rows 4000000] [--features 64] [--folder /tmp] [--rounds 5] [--output FILE]
+
+Writes uncompressed Zarr v3 shard sets (with and without a CRC-32C) into FOLDER, removes them afterwards, and measures
+
+* disk → memory, from the page cache: our extents, a plain ``for chunk in zarr`` loop, zarr with ``out=``, zarrs, and
+  the ceiling, ``preadv`` of the same bytes by 1 and 8 threads; the first four also by core-second, which other
+  processes disturb less;
+* disk → memory past the cache: our O_DIRECT path beside O_DIRECT reads of the same files;
+* on a CUDA device: the copy of pinned memory, `Ring.stream` from pinned memory, page cache and disk to the device, and
+  with a k-means kernel beside flash-kmeans' streaming where that is installed.
+
+Every reader's rows are compared with what was written first. Prints JSON lines, and a table of medians and ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+import zarr
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer.cpu import NDBuffer, buffer_prototype
+
+from streamgmm.io.ceilings import cache_rate, pinned_rate, sample_extents, storage_rate
+from streamgmm.io.plan import plan_chunks, round_chunk_rows
+from streamgmm.io.ring import Ring
+from streamgmm.io.sources import open_source
+
+CHUNK_BYTES = 16 << 20
+"""What a consumer takes at once, whoever reads."""
+
+GPU_CHUNK_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A shard set on disk and how long a pass over it is."""
+
+    name: str
+    path: Path
+    rows: int
+    row_bytes: int
+
+    @property
+    def chunk_rows(self) -> int:
+        return round_chunk_rows(CHUNK_BYTES // self.row_bytes, 1)
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.row_bytes
+
+
+def write(folder: Path, name: str, rows: int, features: int, chunk_rows: int, *, checked: bool) -> Layout:
+    """An array whose row i begins with i, modulo what its type holds; the rest is noise."""
+    path = folder / f"{name}.zarr"
+    shard = chunk_rows * 16
+    array = zarr.create_array(
+        path,
+        shape=(rows, features),
+        dtype="float32",
+        chunks=(chunk_rows, features),
+        shards=(shard, features),
+        compressors=[Crc32cCodec()] if checked else None,
+        config={"write_empty_chunks": True},
+    )
+    rng = np.random.default_rng(0)
+    noise = rng.random((min(shard, rows), features), dtype=np.float32)
+    for start in range(0, rows, shard):
+        part = noise[: min(shard, rows - start)]
+        part[:, 0] = np.arange(start, start + len(part))
+        array[start : start + len(part)] = part
+    return Layout(name, path, rows, 4 * features)
+
+
+def check(layout: Layout, start: int, rows: np.ndarray) -> None:
+    """The first column counts the rows: a hole, a repeat or a stale buffer shows."""
+    expected = np.arange(start, start + len(rows), dtype=np.float32)
+    assert np.array_equal(rows[:, 0], expected), f"{layout.path}: rows from {start} are wrong"
+
+
+def ours(layout: Layout, threads: int, host_memory: int | None = None) -> Callable[[], None]:
+    """A pass through the ring, on the CPU; source and ring are made once, as a run makes them."""
+    source = open_source(layout.path)
+    assert source.read_path == "extents"
+    ring = Ring(source, layout.chunk_rows, torch.device("cpu"), threads, host_memory=host_memory)
+    spans = plan_chunks(layout.rows, layout.chunk_rows)
+
+    def read() -> None:
+        for chunk in ring.stream(spans):
+            check(layout, chunk.span.start, chunk.rows.numpy())
+
+    return read
+
+
+@contextmanager
+def pipeline(name: str) -> Iterator[None]:
+    with warnings.catch_warnings(action="ignore"), zarr.config.set({"codec_pipeline.path": name}):
+        yield
+
+
+def zarr_loop(layout: Layout) -> Callable[[], None]:
+    """What one writes first: slices of an array."""
+    array = zarr.open_array(layout.path, mode="r")
+
+    def read() -> None:
+        for start in range(0, layout.rows, layout.chunk_rows):
+            check(layout, start, array[start : start + layout.chunk_rows])
+
+    return read
+
+
+def zarr_out(layout: Layout, name: str) -> Callable[[], None]:
+    """Slices into a buffer that is used again."""
+    with pipeline(name):
+        array = zarr.open_array(layout.path, mode="r")
+    out = np.empty((layout.chunk_rows, layout.row_bytes // 4), np.float32)
+
+    def read() -> None:
+        for start in range(0, layout.rows, layout.chunk_rows):
+            part = out[: min(layout.chunk_rows, layout.rows - start)]
+            rows = (slice(start, start + len(part)), slice(None))
+            array.get_basic_selection(rows, out=NDBuffer.from_numpy_array(part), prototype=buffer_prototype)
+            check(layout, start, part)
+
+    return read
+
+
+def rate(work: Callable[[], None], size: int) -> float:
+    begun = time.perf_counter()
+    work()
+    return size / (time.perf_counter() - begun)
+
+
+def core_rate(work: Callable[[], None], size: int) -> float:
+    """Bytes for each second that a core was at work, all threads together: what other processes do changes little."""
+    begun = time.process_time()
+    work()
+    return size / (time.process_time() - begun)
+
+
+def cached_readers(
+    layout: Layout, threads: int, timed: Callable[[Callable[[], None], int], float] = rate
+) -> dict[str, Callable[[], float]]:
+    """Every way to bring the rows from the page cache to memory, as functions that give bytes a second."""
+    batched = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+    readers: dict[str, Callable[[], None]] = {
+        "extents": ours(layout, threads),
+        "zarr loop": zarr_loop(layout),
+        "zarr out=": zarr_out(layout, batched),
+    }
+    if importlib.util.find_spec("zarrs") is not None:
+        readers["zarrs"] = zarr_out(layout, "zarrs.ZarrsCodecPipeline")
+    measured: dict[str, Callable[[], float]] = {
+        name: lambda work=work: timed(work, layout.size) for name, work in readers.items()
+    }
+    if timed is not rate:
+        return measured
+    extents = sample_extents(open_source(layout.path))
+    for count in (1, 8):
+        measured[f"preadv, {count} threads"] = lambda count=count: cache_rate(extents, count, 1.0)
+    return measured
+
+
+def direct_readers(layout: Layout, threads: int) -> dict[str, Callable[[], float]]:
+    """Ways past the page cache; the ceiling is given as many threads as we take, and 8."""
+    extents, read = sample_extents(open_source(layout.path)), ours(layout, threads, host_memory=0)
+    return {
+        "extents, O_DIRECT": lambda: rate(read, layout.size),
+        f"O_DIRECT, {threads} threads": lambda: storage_rate(extents, threads, 3.0) or 0.0,
+        "O_DIRECT, 8 threads": lambda: storage_rate(extents, 8, 3.0) or 0.0,
+    }
+
+
+def device_readers(layout: Layout, threads: int, gigabytes: float) -> dict[str, Callable[[], float]]:
+    """Ways to a CUDA device: the link's ceiling, and the ring from pinned memory, page cache and disk."""
+    device = torch.device("cuda")
+    features = 128
+    rows = int(gigabytes * 1e9) // (2 * features)
+    pinned = torch.zeros((rows, features), dtype=torch.float16).pin_memory()
+
+    def through(data: object, host_memory: int | None = None, passes: int = 1) -> float:
+        source = open_source(data)
+        row_bytes = source.shape[1] * source.dtype.itemsize
+        chunk = round_chunk_rows(GPU_CHUNK_BYTES // row_bytes, 1)
+        with Ring(source, chunk, device, threads, host_memory=host_memory) as ring:
+            for _ in ring.stream(plan_chunks(source.shape[0], chunk)):
+                pass  # the first pass fills what is kept
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            for _ in ring.stream(plan_chunks(source.shape[0], chunk) * passes):
+                pass
+            torch.cuda.synchronize()
+            return passes * source.shape[0] * row_bytes / (time.perf_counter() - begun)
+
+    readers: dict[str, Callable[[], float]] = {
+        "pinned copy": lambda: pinned_rate(device, 1.0),
+        "ring from pinned memory": lambda: through(pinned, passes=4),
+        "ring from page cache": lambda: through(layout.path),
+        "ring from disk, O_DIRECT": lambda: through(layout.path, host_memory=0),
+        "ring, kept in pinned memory": lambda: through(layout.path, host_memory=layout.size * 3),
+    }
+    return readers
+
+
+def kernel_readers(threads: int, gigabytes: float, components: int) -> dict[str, Callable[[], float]]:
+    """E-step over pinned rows: the kernel alone on resident rows, and end to end; beside flash-kmeans' iteration."""
+    from streamgmm.estep import bind, e_step
+    from streamgmm.inference import frame_of_mixture
+    from streamgmm.mixture import Mixture
+
+    device, features = torch.device("cuda"), 128
+    rows = int(gigabytes * 1e9) // (2 * features)
+    generator = torch.Generator(device).manual_seed(0)
+    means = torch.randn((components, features), device=device, generator=generator) * 2
+    pinned = torch.empty((rows, features), dtype=torch.float16).pin_memory()
+    for part in pinned.split(1 << 20):
+        picked = torch.randint(components, (len(part),), device=device, generator=generator)
+        noise = torch.randn(part.shape, device=device, generator=generator)
+        part.copy_((means[picked] + noise).half())
+    mixture = Mixture(
+        np.full(components, 1 / components), means.double().cpu().numpy(), np.ones(components), "spherical"
+    )
+    frame = frame_of_mixture(mixture, np.dtype(np.float16))
+    bound = bind(mixture, frame, "medium", device, 1)
+    row_bytes = 2 * features
+    chunk = round_chunk_rows(GPU_CHUNK_BYTES // row_bytes, 1 << 16)
+    resident = pinned[: min(rows, 8 * chunk)].to(device)
+
+    def kernel() -> float:
+        sums = bound.empty_statistics()
+        for part in resident.split(chunk):
+            e_step(part, bound, sums)
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        for part in resident.split(chunk):
+            e_step(part, bound, sums)
+        torch.cuda.synchronize()
+        return resident.nbytes / (time.perf_counter() - begun)
+
+    def end_to_end() -> float:
+        source = open_source(pinned)
+        with Ring(source, chunk, device, threads) as ring:
+            sums = bound.empty_statistics()
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            for part in ring.stream(plan_chunks(rows, chunk)):
+                e_step(part.rows, bound, sums)
+            torch.cuda.synchronize()
+            return rows * row_bytes / (time.perf_counter() - begun)
+
+    found = {f"kernel alone, K={components}": kernel, f"ring and kernel, K={components}": end_to_end}
+    if importlib.util.find_spec("flash_kmeans") is not None:
+        from flash_kmeans.assign_euclid_triton import euclid_assign_triton
+
+        centroids = means.half()[None]
+
+        def flash() -> float:
+            """Its assignment of chunks that two streams copy from pinned memory, as its own streaming does."""
+            streams = [torch.cuda.Stream() for _ in range(2)]
+            buffers = [torch.empty((chunk, features), dtype=torch.float16, device=device) for _ in range(2)]
+            torch.cuda.synchronize()
+            begun = time.perf_counter()
+            for index, part in enumerate(pinned.split(chunk)):
+                with torch.cuda.stream(streams[index % 2]):
+                    x = buffers[index % 2][: len(part)]
+                    x.copy_(part, non_blocking=True)
+                    euclid_assign_triton(x[None], centroids, x.float().square().sum(1)[None], use_heuristic=True)
+            torch.cuda.synchronize()
+            return rows * row_bytes / (time.perf_counter() - begun)
+
+        found[f"flash-kmeans assignment, K={components}"] = flash
+    return found
+
+
+def measure(
+    stage: str, layout: str, readers: dict[str, Callable[[], float]], rounds: int, output: TextIO
+) -> dict[str, list[float]]:
+    """Every reader in turn, ``rounds`` times after a warm-up; a JSON line each."""
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    for turn in range(rounds + 1):
+        for name, reader in readers.items():
+            bytes_per_second = reader()
+            if turn:
+                rates[name].append(bytes_per_second / 1e9)
+    for name, values in rates.items():
+        line = {"stage": stage, "data": layout, "reader": name, "GB_per_s": statistics.median(values), "rounds": values}
+        print(json.dumps(line), file=output, flush=True)
+    return rates
+
+
+def table(stage: str, layout: str, rates: dict[str, list[float]]) -> None:
+    """Medians, and the ratio of ours to each other one: the median over rounds, with least and greatest."""
+    first = next(iter(rates))
+    print(f"\n{stage}, {layout}: GB/s, median of {len(rates[first])}; {first} over each, median (least, greatest)")
+    for name, values in rates.items():
+        ratios = [a / b for a, b in zip(rates[first], values, strict=True) if b]
+        spread = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}, {max(ratios):.2f})" if ratios else "-"
+        print(f"  {name:<34}{statistics.median(values):8.2f}  {'' if name == first else spread}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4_000_000)
+    parser.add_argument("--features", type=int, default=64)
+    parser.add_argument("--chunk-rows", type=int, default=8192, help="rows of an inner chunk; 16 make a shard")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to be measured")
+    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pinned-gigabytes", type=float, default=8.0, help="with a CUDA device")
+    parser.add_argument("--output", type=Path, help="a file for the JSON lines; otherwise stdout")
+    arguments = parser.parse_args()
+    output = arguments.output.open("w") if arguments.output else sys.stdout
+    folder = Path(tempfile.mkdtemp(prefix="bench_stream.", dir=arguments.folder))
+    tables = []
+    try:
+        layouts = [
+            write(folder, name, arguments.rows, arguments.features, arguments.chunk_rows, checked=checked)
+            for name, checked in (("raw", False), ("crc32c", True))
+        ]
+        os.sync()
+        for layout in layouts:
+            for stage, readers in (
+                ("page cache to memory", cached_readers(layout, arguments.threads)),
+                ("page cache to memory, a core-second", cached_readers(layout, arguments.threads, core_rate)),
+                ("disk to memory", direct_readers(layout, arguments.threads)),
+            ):
+                tables.append((stage, layout.name, measure(stage, layout.name, readers, arguments.rounds, output)))
+        if torch.cuda.is_available():
+            amount, threads = arguments.pinned_gigabytes, arguments.threads
+            found = [("to the device", device_readers(layouts[0], threads, amount))]
+            found += [("with a kernel", kernel_readers(threads, amount, k)) for k in (1024, 8192)]
+            for stage, readers in found:
+                tables.append((stage, "fp16", measure(stage, "fp16", readers, arguments.rounds, output)))
+    finally:
+        shutil.rmtree(folder)
+    for stage, name, rates in tables:
+        table(stage, name, rates)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Calls that between them make every launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamgmm.frame import Frame
+from streamgmm.kernels import Kernel
+from streamgmm.kernels.fused import full_kernel
+from streamgmm.kernels.fused.kernel import TritonKernel
+from streamgmm.mixture import Mixture, covariance_shape
+from streamgmm.statistics import Statistics
+
+from .launches import Launch, recorded
+
+STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8)
+_ROWS = 300
+# Tight enough that fp16 coefficients need exponents of their own.
+_TIGHT = 1e-6
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one kernel.
+
+    Attributes
+    ----------
+    covariance_type, precision, n_features, architecture : what chooses the kernel and its tiles
+    call : str
+        ``sums`` accumulates, ``rows`` is log p of each row, ``top`` ranks two components; ``hard`` and ``hard top``
+        assign. ``weighted`` and ``hard weighted`` are sums of weighted rows, ``scaled`` those of tight components.
+    stored : str
+        The rows' type, as torch calls it.
+    """
+
+    covariance_type: str
+    precision: str
+    n_features: int
+    architecture: str
+    call: str
+    stored: str
+
+
+def cases(architecture: str, features: tuple[int, ...], every: bool) -> list[Case]:
+    """Sums of every type × precision × shape, and the ranking at the first; ``every`` adds calls and stored types."""
+    found = []
+    for kind, precision in _KINDS:
+        for d in features:
+            if kind == "full" and d > 256:
+                continue
+            calls = _CALLS[kind] if every else _CALLS[kind][: 2 if d == features[0] else 1]
+            found += [Case(kind, precision, d, architecture, call, "float32") for call in calls]
+            if every and d == features[0]:
+                names = [str(dtype).removeprefix("torch.") for dtype in STORED if dtype != torch.float32]
+                found += [Case(kind, precision, d, architecture, "rows", name) for name in names]
+    return found
+
+
+_KINDS = [(kind, precision) for precision in ("medium", "high") for kind in ("spherical", "diag", "tied")]
+_KINDS.append(("full", "medium"))
+_SOFT = ("sums", "top", "rows", "weighted")
+_CALLS = dict.fromkeys(("spherical", "diag", "tied"), (*_SOFT, "scaled", "hard", "hard weighted", "hard top"))
+_CALLS["full"] = _SOFT
+
+
+def launches_of(case: Case) -> list[Launch]:
+    """What the call launches. The host code runs on a CPU, with rows of zeros and without a single result."""
+    hard = case.call.startswith("hard")
+    # Enough components that `full` screens its pairs.
+    k = 128 if case.covariance_type == "full" else 1024
+    kernel: Kernel = (
+        full_kernel.FullKernel()
+        if case.covariance_type == "full"
+        else TritonKernel(case.precision, hard, case.architecture)
+    )
+    mixture = _mixture(case.covariance_type, k, case.n_features, _TIGHT if case.call == "scaled" else 1.0)
+    frame = Frame(np.zeros(case.n_features), np.ones(case.n_features))
+    rows = torch.zeros((_ROWS, case.n_features), dtype=getattr(torch, case.stored))
+    with recorded() as launches, patch.object(full_kernel, "architecture_of", lambda device: case.architecture):
+        parameters = kernel.parameters(mixture, frame, rows.device)
+        for step in _steps(case.call):
+            step(kernel, rows, parameters, mixture)
+    return launches
+
+
+Step = Callable[[Kernel, Tensor, Any, Mixture], object]
+
+
+def _steps(call: str) -> Iterator[Step]:
+    if call.endswith("top"):
+        yield lambda kernel, rows, parameters, _: kernel.top(rows, parameters, 2)
+    elif call == "rows":
+        yield lambda kernel, rows, parameters, _: kernel.log_likelihood(rows, parameters)
+    else:
+        weights = torch.ones(_ROWS) if call.endswith("weighted") else None
+        yield lambda kernel, rows, parameters, mixture: kernel.accumulate(rows, parameters, _empty(mixture), weights)
+
+
+def _mixture(covariance_type: str, k: int, d: int, variance: float) -> Mixture:
+    unit = np.eye(d) if covariance_type in ("tied", "full") else np.ones(())
+    covariances = variance * np.broadcast_to(unit, covariance_shape(covariance_type, k, d))
+    return Mixture(np.full(k, 1 / k), np.random.default_rng(0).standard_normal((k, d)), covariances, covariance_type)
+
+
+def _empty(mixture: Mixture) -> Statistics:
+    origin = torch.zeros(mixture.n_features, dtype=torch.float64)
+    return Statistics.zeros(mixture.covariance_type, mixture.n_components, origin)

@@ -1,0 +1,38 @@
+"""Markdown tables of the runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+TOLERANCE = 0.01
+"""Nats below the baseline that count as having reached it."""
+
+Run = dict[str, Any]
+
+
+def tables(runs: list[Run], baseline: str) -> str:
+    """A table of differences from ``baseline``, a row a problem, and how often each method reached it."""
+    problems: dict[tuple[Any, ...], dict[str, Run]] = defaultdict(dict)
+    for run in runs:
+        problems[(run["data"], run["n"], run["d"], run["covariance"], run["k"], run["seed"])][run["method"]] = run
+    problems = {key: found for key, found in sorted(problems.items()) if baseline in found}
+    names = [name for name in dict.fromkeys(run["method"] for run in runs) if name != baseline]
+    lines = [_row("data", "N", "D", "covariance", "K", "seed", baseline, *names), _row(*["---"] * (7 + len(names)))]
+    for key, found in problems.items():
+        base = found[baseline]["curve"][-1]
+        cells = (f"{found[name]['curve'][-1] - base:+.3f}" if name in found else "" for name in names)
+        lines.append(_row(*key, f"{base:.3f}", *cells))
+    within = f"within {TOLERANCE} of {baseline}, or better"
+    lines += ["", _row("method", "passes", within, "worst", "median"), _row(*["---"] * 5)]
+    for name in names:
+        ran = [found for found in problems.values() if name in found]
+        gaps = sorted(found[name]["curve"][-1] - found[baseline]["curve"][-1] for found in ran)
+        reached = f"{sum(gap >= -TOLERANCE for gap in gaps)} of {len(gaps)}"
+        most = max(found[name]["passes"] for found in ran)
+        lines.append(_row(name, f"{most:.0f}", reached, f"{gaps[0]:+.3f}", f"{gaps[len(gaps) // 2]:+.3f}"))
+    return "\n".join(lines)
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
