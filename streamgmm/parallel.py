@@ -72,5 +72,7 @@ os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _set_up() -> None:
+    # A thread takes over the process's number at its first operation, unless it has asked for it before.
+    torch.get_num_threads()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -180,10 +180,11 @@ def checkpoint(folder: Path, data: bytes) -> None:
         else:
             name = sorted(arrays)[choose(len(arrays))]
             array = arrays[name]
-            arrays[name] = (
-                array.astype(np.float32), array.reshape(-1)[:-1], array[..., None], np.full_like(array, np.nan),
-                array.astype(np.int64), np.zeros(0), np.zeros((0, 3)), -array, np.zeros((1,) * 9),
-            )[choose(9)]  # fmt: skip
+            with np.errstate(invalid="ignore"):  # values put in before may fit no integer
+                arrays[name] = (
+                    array.astype(np.float32), array.reshape(-1)[:-1], array[..., None], np.full_like(array, np.nan),
+                    array.astype(np.int64), np.zeros(0), np.zeros((0, 3)), -array, np.zeros((1,) * 9),
+                )[choose(9)]  # fmt: skip
     path = folder / "x.safetensors"
     with contextlib.suppress(RecursionError, ValueError):
         save_tensors(path, arrays, facts)

@@ -83,8 +83,8 @@ _LAUNCHES: dict[str, dict[int, FullLaunches]] = {
         16: FullLaunches(Tile(128, 8, 8, 3), Tile(128, 8, 8, 3), Tile(64, 1, 4, 2), Tile(64, 16, 4, 3)),
         32: FullLaunches(Tile(128, 4, 8, 3), Tile(128, 4, 8, 3), Tile(64, 1, 4, 2), Tile(64, 32, 4, 3)),
         64: FullLaunches(Tile(128, 2, 8, 3), Tile(128, 2, 8, 3), Tile(64, 1, 4, 2), Tile(64, 64, 4, 3)),
-        # 256 rows halve what is read of the factors; 16 warps of 58 registers let two programs share a multiprocessor.
-        128: FullLaunches(Tile(256, 1, 16, 2), Tile(256, 1, 8, 3), Tile(64, 1, 4, 2), Tile(32, 128, 8, 2)),
+        # 256 rows halve what is read of the factors; a third stage hides the gathering of rows.
+        128: FullLaunches(Tile(256, 1, 8, 3), Tile(256, 1, 8, 3), Tile(64, 1, 4, 2), Tile(32, 128, 4, 3)),
         256: FullLaunches(Tile(128, 1, 8, 2), Tile(256, 1, 8, 3), Tile(64, 1, 4, 2), Tile(32, 128, 8, 2)),
     },
     "any": {
@@ -366,7 +366,7 @@ def _screen(strip: Strip, parameters: FullParameters, candidates: Tensor, surviv
     ):
         device_code.list_survivors[pairs](
             buffers.logits, references, buffers.lists, buffers.survivors, total, pitch, n, margin,
-            GRANULE=granule, CAPACITY=granule // _LISTED_PART, BLOCK_ROWS=min(granule, 4096), num_warps=8,
+            GRANULE=granule, CAPACITY=granule // _LISTED_PART, BLOCK_ROWS=min(granule, 2048), num_warps=4,
         )  # fmt: skip
         device_code.complete[pairs](
             buffers.ordered, factors.blocks, factors.offsets, factors.squares, buffers.logits, buffers.lists,
@@ -441,7 +441,7 @@ def _accumulate(
     device_code.list_live_rows[(k, granules)](
         buffers.logits, buffers.peaks, buffers.log_totals, log_weights, sums.lengths, sums.units, sums.counts,
         strip.pitch, n, -live_margin(problem),
-        GRANULE=granule, WEIGHTED=weighted, BLOCK_ROWS=min(granule, 4096), num_warps=8,
+        GRANULE=granule, WEIGHTED=weighted, BLOCK_ROWS=min(granule, 2048), num_warps=4,
     )  # fmt: skip
     side = full_launches_of(problem, architecture_of(strip.rows.device)).accumulate.width
     most = _components_at_once(problem, len(sums.lengths), side)

@@ -134,7 +134,7 @@ class HalfForm:
         )  # fmt: skip
         stored_code.count_stored[(tiles, granules)](
             working.norms, units, live.lists, live.n_live, resp, partials.counts, partials.scatter, *place,
-            NORM=self.parameters.uses_norms, BLOCK_ROWS=64, num_warps=4, **shared,
+            NORM=self.parameters.uses_norms, BLOCK_ROWS=128, num_warps=8, **shared,
         )  # fmt: skip
         tile = launches.accumulate
         stored_code.accumulate_stored[(tiles * slices, granules)](

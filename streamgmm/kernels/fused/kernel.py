@@ -43,7 +43,7 @@ from streamgmm.statistics import Statistics
 _ROW_BYTES = 272 << 20
 _MAXIMA_BYTES = 160 << 20
 _PARTIAL_BYTES = 80 << 20
-_RESP_BYTES = 192 << 20
+_RESP_BYTES = 384 << 20
 _WEIGHT_BYTES = 4
 # Beyond this share of live pairs it costs no more to visit all.
 _DENSE_ABOVE = 0.6
