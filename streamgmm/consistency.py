@@ -12,11 +12,14 @@ from collections.abc import Iterable
 import torch
 
 from streamgmm.kernels import PRECISIONS
+from streamgmm.passes import REGION_UNIT, STEPS
 from streamgmm.state import OpenSegment, TrainingState
 from streamgmm.statistics import SEGMENTS, Statistics, SummationTree, scatter_shape
 from streamgmm.steps.candidate import Candidate
 
 _CHECKSUM_END = 1 << 32
+_REGIONS_END = (STEPS + 1) * SEGMENTS
+_PASSES_END = 100
 
 
 def check_consistent(state: TrainingState) -> None:
@@ -39,9 +42,30 @@ def check_consistent(state: TrainingState) -> None:
     under_way = [opened.segment for opened in state.opened]
     _require(len(set(under_way)) == len(under_way) and state.finished.isdisjoint(under_way), "segments under way")
     _require(bool(state.trees) or not state.opened, "segments under way")
-    segments = [segment for segment, _ in state.checksums]
-    _require(len(set(segments)) == len(segments) and all(0 <= s < SEGMENTS for s in segments), "checksums")
+    _check_course(state)
+    regions = [region for region, _ in state.checksums]
+    _require(len(set(regions)) == len(regions) and all(0 <= r < _REGIONS_END for r in regions), "checksums")
     _require(all(0 <= checksum < _CHECKSUM_END for _, checksum in state.checksums), "checksums")
+
+
+def _check_course(state: TrainingState) -> None:
+    course = state.course
+    whole = (course.stepwise_passes, course.planned_passes, course.region_rows, course.seed, state.number, state.step)
+    _require(all(type(number) is int and number >= 0 for number in whole), "course")
+    _require(course.stepwise_passes <= course.planned_passes < _PASSES_END, "course")
+    _require(
+        course.region_rows % REGION_UNIT == 0 and (course.region_rows > 0) == (course.planned_passes > 0), "course"
+    )
+    _require(type(course.shuffled) is bool and isinstance(course.why, str), "course")
+    _require(isinstance(course.first_window, float) and 1.0 <= course.first_window < math.inf, "course")
+    _require(state.step < (STEPS if course.is_stepwise(state.number) else 1), "course")
+    so_far = state.so_far
+    _require(math.isfinite(so_far.log_likelihood) and 0 <= so_far.n_rows < math.inf and so_far.skipped >= 0, "course")
+    if course.is_stepwise(state.number):
+        _require(len(state.candidates) == 1, "candidates")
+        first, under_way = state.candidates[0].mixture, state.step > 0 or bool(state.trees)
+        _require((state.before is not None) == under_way, "course")
+        _require(state.before is None or state.before.means.shape == first.means.shape, "course")
 
 
 def _check_candidate(candidate: Candidate) -> None:

@@ -1,9 +1,9 @@
-"""The rows of one process's share, pass after pass."""
+"""The rows of one process's share, step after step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from itertools import chain, cycle
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import chain, tee
 from types import TracebackType
 
 from streamgmm.io.plan import Span, cut_spans, round_chunk_rows
@@ -11,7 +11,7 @@ from streamgmm.io.ring import Chunk, Ring
 
 
 class Feed:
-    """Chunks of some segments in every pass: reading goes on from one pass to the next while parameters are updated.
+    """Chunks of this process's spans in every step: reading goes on into the next one while parameters are updated.
 
     Parameters
     ----------
@@ -29,38 +29,38 @@ class Feed:
         self._stream: Generator[Chunk] | None = None
         self._chunks_left = 0
 
-    def begin(self, this_pass: Sequence[Span], passes: Sequence[Span]) -> None:
-        """Feed the rows of ``this_pass`` and then, again and again, those of ``passes``: spans of one segment each.
+    def begin(self, left: Sequence[Span], steps: Iterable[Sequence[Span]], checked_rows: int) -> None:
+        """Feed the rows of ``left`` and then those of every step after the first of ``steps``.
 
-        Every row comes with checksums once, so that a run never goes on with data that changed while it was stopped.
+        ``left`` is what is left of that first step, whose spans are whole in ``steps``. Where these end, no step after
+        has rows for this process. The first ``checked_rows`` rows come with checksums.
         """
         self._stop()
-        self._this_pass, self._passes = list(this_pass), list(passes)
-        first, later = (cut_spans(spans, self.chunk_rows) for spans in (this_pass, passes))
-        checked = first if this_pass == passes else [*first, *later]
-        self._chunks_left, self._chunks_a_pass = len(first), len(later)
-        self._stream = self.ring.stream(chain(first, cycle(later)), sum(span.rows for span in checked))
+        self._steps = iter(steps)
+        self._step = list(next(self._steps, ()))
+        self._open(list(left), checked_rows)
 
     def __iter__(self) -> Iterator[Chunk]:
-        """What is left of this pass. Raises as `Ring.stream`."""
+        """What is left of this step. Raises as `Ring.stream`."""
         while self._chunks_left and self._stream is not None:
             self._chunks_left -= 1
             yield next(self._stream)
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing is left of this pass."""
+        """Whether nothing is left of this step."""
         return not self._chunks_left
 
-    def next_pass(self) -> None:
-        """Go on with the pass after this one, of which nothing is left; or begin again, where something is."""
-        if self._chunks_left:
-            self.begin(self._passes, self._passes)
-        else:
-            self._this_pass, self._chunks_left = self._passes, self._chunks_a_pass
+    def next_step(self) -> None:
+        """Go on with the step after this one, of which nothing is left."""
+        self._step = self._left = list(next(self._steps, ()))
+        self._chunks_left = len(cut_spans(self._step, self.chunk_rows))
 
     def shrink(self, segment: int) -> bool:
-        """Begin ``segment`` again with chunks of half the rows; False where they are as small as can be."""
+        """Begin ``segment`` of this step again with chunks of half the rows; False where they are as small as can be.
+
+        Every row comes with checksums again, as far ahead as they were asked for.
+        """
         rows = round_chunk_rows(max(self.chunk_rows // 2, self._granule), self._granule)
         if rows >= self.chunk_rows:
             return False
@@ -70,9 +70,18 @@ class Feed:
         del self.ring  # its memory is needed for the next one
         self.ring = self._open_ring(rows)
         self.ring.traffic = traffic
-        again = [span for span in self._passes if span.segment == segment]
-        self.begin([*again, *(span for span in self._this_pass if span.segment > segment)], self._passes)
+        again = [span for span in self._step if span.segment == segment]
+        self._open([*again, *(span for span in self._left if span.segment > segment)], self._checked_rows)
         return True
+
+    def _open(self, left: list[Span], checked_rows: int) -> None:
+        """A stream of ``left`` and of what comes after this step."""
+        self._left, self._checked_rows = left, checked_rows
+        self._chunks_left = len(cut_spans(left, self.chunk_rows))
+        self._steps, ahead = tee(self._steps)
+        rows = self.chunk_rows
+        spans = chain.from_iterable(cut_spans(step, rows) for step in chain([left], ahead))
+        self._stream = self.ring.stream(spans, checked_rows)
 
     def _stop(self) -> None:
         if self._stream is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from streamgmm.algorithm import course_of, rows_to_judge_order
 from streamgmm.checkpoint import History
 from streamgmm.device import compute_workers, resolve_device
 from streamgmm.distributed import ALONE, Message, World
 from streamgmm.errors import DataError, RunError
 from streamgmm.estep import bind
 from streamgmm.evaluation import Evaluation, evaluate
+from streamgmm.exchangeability import run_bytes
 from streamgmm.feed import Feed
-from streamgmm.frame import frame_of
+from streamgmm.frame import Frame, frame_of
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
 from streamgmm.io.traffic import bottleneck
@@ -27,23 +29,31 @@ from streamgmm.kernels import Problem
 from streamgmm.memory import MemoryPlan, Wishes, plan_fit
 from streamgmm.mixture import Mixture
 from streamgmm.parallel import one_thread
+from streamgmm.passes import Course
 from streamgmm.precision import check_sample, choose_precision, first_precision
 from streamgmm.recorder import Progress, Recorder
-from streamgmm.request import FitRequest, identity_of, validate
+from streamgmm.request import FitRequest, identity_of, not_stepwise, validate
 from streamgmm.result import FitResult, FittedModel, best_model
 from streamgmm.run import RunFolder
-from streamgmm.seeding import Sample, draw_sample, first_centres, first_mixture
+from streamgmm.seeding import Sample, draw_sample, first_centres, first_mixture, sample_size
 from streamgmm.sharing import spread
 from streamgmm.state import TrainingState, best_of
 from streamgmm.steps.candidate import Candidate, Step
 from streamgmm.steps.collapse import repair_policy
 from streamgmm.steps.em import EMStep
+from streamgmm.steps.gain import split_bytes
+from streamgmm.steps.growth import SampleEM, first_size, grown
 from streamgmm.steps.kmeans import KMeansStep, with_centres
+from streamgmm.steps.stepwise import Schedule, StepwiseStep
+from streamgmm.steps.watch import Watch
 from streamgmm.training import Lead, Training, TrainingSettings, train
 from streamgmm.weighting import Weighting, power_of_two_near
 
 _POOL_ROWS = 8192
 _POOL_BYTES = 16 << 20
+
+WATCHED_ROWS = 4096
+"""Rows of the sample on which the passes of a stepwise run are judged."""
 
 
 def fit(
@@ -100,7 +110,8 @@ def assist(source: Source, request: FitRequest, progress: Progress | None = None
     told = world.broadcast(None)
     if told.facts == _NOTHING_TO_DO.facts:
         return
-    settings = _settings(job, replace(_weighting(request), scale=float(told.facts["scale"])))
+    # How often to go on is the leader's to say.
+    settings = _settings(job, replace(_weighting(request), scale=float(told.facts["scale"])), "em")
     with _feed(job) as feed:
         recorder = Recorder(
             source.shape[0], feed.ring, None, job.progress, float("inf"), History(), time.perf_counter()
@@ -151,7 +162,19 @@ def _plan(source: Source, request: FitRequest, device: torch.device, workers: in
     wishes = Wishes(request.memory_limit, request.chunk_rows, request.threads, workers)
     pool = _pool_rows(source, request)
     candidates = problems(trained * request.n_init)
-    return plan_fit(source, candidates, device, wishes, smaller=problems(smaller), hard=request.hard, pool=pool)
+    growth = 0
+    if request.algorithm != "em" and not not_stepwise(request):
+        smaller, pool = (*smaller, first_size(request.sizes[0])), pool + WATCHED_ROWS
+        growth = _growth_bytes(source, request.sizes[0], workers)
+    return plan_fit(
+        source, candidates, device, wishes, smaller=problems(smaller), hard=request.hard, pool=pool, growth=growth
+    )
+
+
+def _growth_bytes(source: Source, n_components: int, workers: int) -> int:
+    """What pass 0 of a stepwise run takes besides the sample."""
+    n, d = source.shape
+    return run_bytes(source) + split_bytes(sample_size(n, d, n_components), d, workers)
 
 
 def _pool_rows(source: Source, request: FitRequest) -> int:
@@ -168,24 +191,29 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
     loaded = run.latest(device, progress.warn) if run else None
     progress.stage("sampling")
     weighting = _weighting(request)
-    sample = draw_sample(source, max(request.sizes), request.seed, weighting)
+    judged = rows_to_judge_order(request, source) if loaded is None else np.empty(0, dtype=np.int64)
+    sample = draw_sample(source, max(request.sizes), request.seed, weighting, judged)
     if sample.weights is not None:
         weighting = replace(weighting, scale=power_of_two_near(sample.weights))
-    rows = torch.from_numpy(sample.rows).to(device)
-    check_rows, pool = check_sample(rows), sample.rows[: _pool_rows(source, request)].copy()
+    check_rows = check_sample(torch.from_numpy(sample.rows)).to(device)
+    pool = sample.rows[: _pool_rows(source, request)].copy()
+    course = _course(job, sample, judged) if loaded is None else loaded[0].course
+    if course.why:
+        progress.note(course.why)
     if loaded is None:
         progress.stage("seeding")
-        state, history = _seeded(job, sample, rows), History()
+        state, history = replace(_seeded(job, sample, course, check_rows), course=course), History()
     else:
         state, history, _ = loaded
-    del sample, rows
-    settings = _settings(job, weighting)
+    watch = _watch(job, sample) if course.planned_passes else None
+    del sample
+    settings = _settings(job, weighting, course.algorithm)
     job.world.broadcast(Message({"scale": weighting.scale}))
     with _feed(job) as feed:
         recorder = Recorder(n_samples, feed.ring, run, progress, request.checkpoint_every, history, begun)
         progress.stage("training")
         streaming = time.perf_counter()
-        lead = Lead(_step(request, pool, state), check_rows)
+        lead = Lead(_step(request, pool, state), check_rows, _stepwise_step(request, course, n_samples), watch)
         state = train(state, Training(source, settings, device, recorder, job.world, lead), feed)
         recorder.save(state)
         models = _models(state, request, weighting.scale)
@@ -207,6 +235,8 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
         skipped=state.skipped,
         history=recorder.history,
         plan=job.plan,
+        algorithm=course.algorithm,
+        why=course.why,
         **usage,
     )
 
@@ -216,10 +246,10 @@ def _weighting(request: FitRequest) -> Weighting:
     return Weighting(request.weights, request.holdout, request.seed, request.nonfinite == "skip")
 
 
-def _settings(job: _Job, weighting: Weighting) -> TrainingSettings:
+def _settings(job: _Job, weighting: Weighting, algorithm: str) -> TrainingSettings:
     request = job.request
     return TrainingSettings(
-        weighting, request.max_iter, request.max_passes, request.precision, job.workers, request.hard
+        weighting, request.iterations(algorithm), request.max_passes, request.precision, job.workers, request.hard
     )
 
 
@@ -276,6 +306,13 @@ def _step(request: FitRequest, pool: np.ndarray, state: TrainingState) -> Step:
     if request.hard:
         return KMeansStep(request.tol, repair)
     return EMStep(request.tol, request.reg_covar, repair, request.split_to or 0)
+
+
+def _stepwise_step(request: FitRequest, course: Course, n_samples: int) -> StepwiseStep | None:
+    if not course.planned_passes:
+        return None
+    span = float(course.planned_passes * n_samples)
+    return StepwiseStep(Schedule(course.first_window, float(n_samples), span), request.reg_covar)
 
 
 def _models(state: TrainingState, request: FitRequest, scale: float) -> tuple[FittedModel, ...]:
@@ -345,12 +382,14 @@ def _finished(run: RunFolder, request: FitRequest) -> FitResult | None:
     models = tuple(FittedModel.from_details(*run.load_model(size)) for size in several)
     models = models or (FittedModel.from_details(mixture, facts),)
     n_passes, n_iter = float(facts["n_passes"]), max(model.n_iter for model in models)
+    algorithm = str(facts.get("algorithm", "em"))
     if n_iter > request.max_iter:
         raise RunError(
             f"{run.path}: has run {n_iter} iterations already, more than max_iter={request.max_iter}; "
             f"ask for {n_iter} or more, or name another --output"
         )
-    if not facts["all_converged"] and n_iter < request.max_iter and n_passes + 1 <= request.max_passes:
+    more = n_iter < request.iterations(algorithm) and n_passes + 1 <= request.max_passes
+    if not facts["all_converged"] and more:
         return None
     kept = (
         "n_samples",
@@ -368,41 +407,88 @@ def _finished(run: RunFolder, request: FitRequest) -> FitResult | None:
         history=(),
         plan=None,
         resumed=True,
+        algorithm=algorithm,
+        why=str(facts.get("why", "")),
         bottleneck=str(facts.get("bottleneck", "")),
         hit_rates=dict(facts.get("hit_rates", {})),
         **{name: facts.get(name, 0) for name in (*kept, "all_converged", "peak_host_bytes", "peak_device_bytes")},
     )
 
 
-def _seeded(job: _Job, sample: Sample, rows: torch.Tensor) -> TrainingState:
+def _course(job: _Job, sample: Sample, judged: np.ndarray) -> Course:
+    trained = len(sample.rows) - int(_watched(job, sample).sum())
+    return course_of(job.request, job.source, sample, judged, trained)
+
+
+def _watched(job: _Job, sample: Sample) -> np.ndarray:
+    """Which rows of the sample a stepwise run keeps for judging its passes, (n,) bool."""
+    n = len(sample.rows)
+    chosen = np.random.default_rng([job.request.seed, 3]).permutation(n)[: min(WATCHED_ROWS, n // 8)]
+    return np.isin(np.arange(n), chosen)
+
+
+def _watch(job: _Job, sample: Sample) -> Watch | None:
+    """What passes are judged on; None where that would be fewer than two rows."""
+    kept = sample.where(_watched(job, sample))
+    weights = np.ones(len(kept.rows)) if kept.weights is None else kept.weights
+    rows = torch.from_numpy(kept.rows).to(job.device)
+    return Watch(rows, torch.from_numpy(weights)) if len(rows) > 1 else None
+
+
+def _seeded(job: _Job, sample: Sample, course: Course, check_rows: torch.Tensor) -> TrainingState:
     """Candidates to start from, size by size."""
-    request, workers = job.request, job.workers
+    request = job.request
     frame = frame_of(sample.rows, request.covariance_type)
     # One scale for all features: seeding measures distances in the data's own proportions.
     seeding_frame = frame_of(sample.rows, "spherical")
-    weights = None if sample.weights is None else torch.from_numpy(sample.weights).to(rows.device)
+    rows_read, stepwise = sample.rows_read, course.planned_passes > 0
+    if stepwise:
+        sample = sample.where(~_watched(job, sample))
+    first = _first(job, sample, seeding_frame)
+    if stepwise and not request.start.is_given:
+        mixtures = [_grown(job, sample, frame, first(first_size(request.sizes[0]), 0), check_rows)]
+    else:
+        mixtures = [first(k, i) for k in request.sizes for i in range(request.n_init)]
+    precision = first_precision(request.precision)
+    return TrainingState(tuple(Candidate(mixture, precision) for mixture in mixtures), frame, rows_read=rows_read)
+
+
+def _first(job: _Job, sample: Sample, frame: Frame) -> Callable[[int, int], Mixture]:
+    """The seeded mixture of so many components, for each start."""
+    request, rows, weights = job.request, *_on_device(job, sample)
 
     def first(n_components: int, start: int) -> Mixture:
         seed = [request.seed, 1 + start]
         if request.hard:
-            centres = first_centres(
-                rows, seeding_frame, n_components, request.init, request.start, seed, workers, weights
+            return with_centres(
+                *first_centres(rows, frame, n_components, request.init, request.start, seed, job.workers, weights)
             )
-            return with_centres(*centres)
         return first_mixture(
             rows,
-            seeding_frame,
+            frame,
             n_components,
             request.covariance_type,
             request.init,
             request.start,
             request.reg_covar,
             seed,
-            workers,
+            job.workers,
             weights,
         )
 
-    candidates = tuple(
-        Candidate(first(k, i), first_precision(request.precision)) for k in request.sizes for i in range(request.n_init)
-    )
-    return TrainingState(candidates, frame, rows_read=sample.rows_read)
+    return first
+
+
+def _grown(job: _Job, sample: Sample, frame: Frame, first: Mixture, check_rows: torch.Tensor) -> Mixture:
+    """``first`` grown on the sample to the size asked for."""
+    request, rows, weights = job.request, *_on_device(job, sample)
+    chunk = job.plan.chunk_rows
+    em = SampleEM(rows, weights, check_rows, frame, request.precision, request.reg_covar, chunk, job.workers)
+    counts = np.ones(len(rows)) if sample.weights is None else sample.weights
+    return grown(first, request.sizes[0], em, sample.rows, counts, [request.seed, 4])
+
+
+def _on_device(job: _Job, sample: Sample) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Rows and weights of the sample."""
+    rows = torch.from_numpy(sample.rows).to(job.device)
+    return rows, None if sample.weights is None else torch.from_numpy(sample.weights).to(job.device)

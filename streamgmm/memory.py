@@ -74,10 +74,12 @@ def plan_fit(
     smaller: Sequence[Problem] = (),
     hard: bool = False,
     pool: int = 0,
+    growth: int = 0,
 ) -> MemoryPlan:
     """The largest useful chunk with which a fit of a model of each of ``problems`` keeps to its limit.
 
-    On its way a model may be one of the ``smaller`` problems; ``pool`` rows are kept for components to restart from.
+    On its way a model may be one of the ``smaller`` problems; ``pool`` rows of the sample are kept. Where a model is
+    grown on the sample, that takes ``growth`` bytes besides the sample and what a kernel needs.
 
     Raises
     ------
@@ -100,7 +102,9 @@ def plan_fit(
         scratch = max(kernel.scratch_bytes(largest, min(rows, n), wishes.workers) for kernel in kernels)
         streaming = _streaming(source, device, rows, threads) + scratch
         kept = (min(n, CHECK_ROWS) + min(n, pool)) * sampled_bytes
-        return max(streaming + kept, seeding) + resident + _RUNTIME_BYTES[device.type]
+        # The sample is there twice while rows are being set apart from it.
+        growing = 2 * sample * sampled_bytes + scratch + growth if growth else 0
+        return max(streaming + kept, seeding, growing) + resident + _RUNTIME_BYTES[device.type]
 
     return _largest(source, largest, device, wishes, granule, row_bytes, needed)
 

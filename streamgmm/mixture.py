@@ -29,6 +29,13 @@ def covariance_shape(covariance_type: str, n_components: int, n_features: int) -
     }[covariance_type]
 
 
+def n_parameters(covariance_type: str, n_components: int, n_features: int) -> int:
+    """Free parameters of a mixture."""
+    k, d = n_components, n_features
+    free = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}
+    return free[covariance_type] + k * d + k - 1
+
+
 @dataclass(frozen=True, eq=False)
 class Mixture:
     """Parameters of a Gaussian mixture, in the data's own units, fp64.
@@ -85,9 +92,7 @@ class Mixture:
     @property
     def n_parameters(self) -> int:
         """Free parameters, for AIC and BIC."""
-        k, d = self.n_components, self.n_features
-        free = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}
-        return free[self.covariance_type] + k * d + k - 1
+        return n_parameters(self.covariance_type, self.n_components, self.n_features)
 
     @property
     def effective_components(self) -> float:

@@ -75,6 +75,10 @@ class TerminalProgress(Progress):
                 line += f"  {len(components)} {what} components"
         self._say(f"{line}  {record['seconds']:.1f} s")
 
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self._say(text)
+
     def warn(self, text: str) -> None:
         tqdm.write(f"streamgmm: warning: {text}", file=sys.stderr)
 

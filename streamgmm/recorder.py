@@ -9,8 +9,10 @@ from typing import NoReturn
 from streamgmm.checkpoint import History
 from streamgmm.errors import Interrupted
 from streamgmm.io.ring import Ring
+from streamgmm.passes import steps_of
 from streamgmm.run import RunFolder
 from streamgmm.state import TrainingState
+from streamgmm.steps.watch import Look
 
 
 class Progress:
@@ -24,6 +26,9 @@ class Progress:
 
     def iteration(self, record: dict[str, object]) -> None:
         """A candidate was updated."""
+
+    def note(self, text: str) -> None:
+        """What was decided, and why, in a line."""
 
     def warn(self, text: str) -> None:
         """Something that does not stop the run."""
@@ -60,8 +65,7 @@ class Recorder:
         self._progress.chunk(state, self._n_samples, self._ring)
 
     def wants(self) -> bool:
-        due = self._checkpoints is not None and time.perf_counter() - self._last_saved >= self._every
-        return due or self.stop_requested() is not None
+        return self._due() or self.stop_requested() is not None
 
     def stop_requested(self) -> int | None:
         return self._progress.stop_requested()
@@ -69,9 +73,13 @@ class Recorder:
     def warn(self, text: str) -> None:
         self._progress.warn(text)
 
-    def updated(self, state: TrainingState) -> None:
-        self._record(state)
+    def updated(self, state: TrainingState, look: Look | None) -> None:
+        self._record(state, look)
         self.checkpoint(state)
+
+    def stepped(self, state: TrainingState) -> None:
+        if self._due():
+            self.checkpoint(state)
 
     def checkpoint(self, state: TrainingState) -> None:
         self._hand_over(state)
@@ -94,6 +102,9 @@ class Recorder:
             # Lines are appended without waiting for the disk; a power cut may have taken some.
             self._run.write_history(self.history)
 
+    def _due(self) -> bool:
+        return self._checkpoints is not None and time.perf_counter() - self._last_saved >= self._every
+
     def _hand_over(self, state: TrainingState) -> None:
         done = self._done(state)
         if self._checkpoints is not None and done != self._saved:
@@ -104,7 +115,7 @@ class Recorder:
         """How far ``state`` is: updates, rows of the pass under way, and rows read, which only grow."""
         return state.n_iter, state.rows_summed(self._n_samples), state.rows_read
 
-    def _record(self, state: TrainingState) -> None:
+    def _record(self, state: TrainingState, look: Look | None) -> None:
         now = (time.perf_counter(), self._ring.traffic.bytes_read, self._ring.traffic.seconds_waiting)
         seconds, streamed, waiting = (after - before for after, before in zip(now, self._previous, strict=True))
         self._previous = now
@@ -131,8 +142,31 @@ class Recorder:
                 "update_seconds": seconds,
                 "update_bytes": streamed,
                 "update_waiting": waiting,
+                **_of_course(state, self._n_samples, look),
             }
             self.history = (*self.history, record)
             self._progress.iteration(record)
             if self._run is not None:
                 self._run.append_history(record)
+        if look is not None and look.harmful:
+            self._progress.warn(
+                f"pass {state.number}: undone, as the likelihood of rows kept out of the sample fell by "
+                f"{-look.change:.4f} nats (standard error {look.error:.4f}); going on with full-batch EM"
+            )
+
+
+def _of_course(state: TrainingState, n_samples: int, look: Look | None) -> dict[str, object]:
+    """What a record of a stepwise run has besides: how the pass went, and what the rows watched say of it."""
+    number, course = state.number - 1, state.course
+    if course.algorithm == "em":
+        return {}
+    # A pass that was undone is not part of the course any more, but it was stepwise.
+    stepwise = course.is_stepwise(number) or (look is not None and look.harmful)
+    seen = {} if look is None else {"watched": look.log_likelihood, "watched_change": look.change}
+    return {
+        "algorithm": "stepwise" if stepwise else "em",
+        "updates": len(steps_of(course, n_samples, number)),
+        "shuffled": stepwise and course.shuffled,
+        **seen,
+        **({} if look is None else {"watched_error": look.error, "undone": look.harmful}),
+    }

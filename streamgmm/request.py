@@ -12,6 +12,7 @@ from streamgmm.errors import RequestError
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS
 from streamgmm.mixture import COVARIANCE_TYPES, covariance_shape
+from streamgmm.passes import STEPWISE_PASSES
 from streamgmm.seeding import INIT_METHODS, Start
 from streamgmm.steps.collapse import POLICIES
 
@@ -42,6 +43,9 @@ class FitRequest:
         What to do about components that own no row; `steps.collapse` has the list.
     split_to : int or None
         Grow to so many components by splitting the heaviest whenever the mixture has converged.
+    algorithm : {'em', 'stepwise', 'auto'}
+        ``stepwise`` grows the mixture on the sample and then updates it fifty times a pass; `algorithm` has the choice
+        that ``auto`` makes. Without ``max_passes`` it ends after four passes of training.
     criterion : {'auto', 'bic', 'aic', 'held_out'}
         By which the best of several sizes is chosen; ``auto`` is ``held_out`` where rows are held out, else ``bic``.
     """
@@ -70,6 +74,7 @@ class FitRequest:
     collapse: str = "floor"
     split_to: int | None = None
     criterion: str = "auto"
+    algorithm: str = "em"
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -80,6 +85,11 @@ class FitRequest:
     @property
     def hard(self) -> bool:
         return self.model == "kmeans"
+
+    def iterations(self, algorithm: str) -> int:
+        """Full-batch updates and stepwise passes that ``algorithm`` (em or stepwise) may make."""
+        unlimited = self.max_passes == float("inf")
+        return min(self.max_iter, STEPWISE_PASSES + 1) if algorithm == "stepwise" and unlimited else self.max_iter
 
     @property
     def chosen_by(self) -> str:
@@ -104,6 +114,8 @@ def validate(request: FitRequest, source: Source) -> None:
                 f"n_components is {k} and {source.name} has only {n} rows; ask for at most {n} components"
             )
     _validate_choices(request)
+    if request.algorithm == "stepwise" and (obstacle := not_stepwise(request)):
+        raise RequestError(f"algorithm 'stepwise' {obstacle}, or algorithm='em'")
     if request.covariance_type not in COVARIANCE_TYPES:
         raise RequestError(
             f"covariance_type must be one of {', '.join(COVARIANCE_TYPES)}; got {request.covariance_type!r}"
@@ -134,7 +146,23 @@ def validate(request: FitRequest, source: Source) -> None:
             raise RequestError(f"{name}_init must have shape {shape}; got {np.shape(given)}")
 
 
+def not_stepwise(request: FitRequest) -> str:
+    """Why a request cannot be met by stepwise EM, and with what it could be; empty where it can."""
+    if request.hard:
+        return "is for Gaussian mixtures; use model='gmm'"
+    if len(request.sizes) > 1:
+        return f"trains one size at a time, not n_components={request.sizes}; give a single one"
+    if request.n_init > 1:
+        return f"makes one start, grown on the sample, not n_init={request.n_init}; use n_init=1"
+    if request.split_to is not None:
+        return f"grows the mixture itself, not by split_to={request.split_to}; give n_components alone"
+    if request.collapse == "drop":
+        return "keeps every component, so it has no collapse='drop'; use another policy"
+    return ""
+
+
 _CHOICES = {
+    "algorithm": ("em", "stepwise", "auto"),
     "model": ("gmm", "kmeans"),
     "nonfinite": ("raise", "skip"),
     "collapse": POLICIES,
@@ -166,7 +194,7 @@ def identity_of(request: FitRequest, source: Source, device: torch.device) -> di
         for name, value in asdict(request.start).items()
     }
     # Later settings are named only where they differ from what runs did before there were any.
-    later = ("model", "holdout", "nonfinite", "collapse", "split_to")
+    later = ("model", "holdout", "nonfinite", "collapse", "split_to", "algorithm")
     extra = {name: getattr(request, name) for name in later if getattr(request, name) != getattr(FitRequest, name)}
     if request.weights is not None:
         extra["weights"] = request.weights.fingerprint

@@ -144,6 +144,10 @@ class FitResult:
         One record an iteration and candidate.
     plan : MemoryPlan or None
         None when the run was finished already.
+    algorithm : str
+        ``em`` or ``stepwise``.
+    why : str
+        In a line, how it came to that; empty where nothing was to be decided.
     """
 
     models: tuple[FittedModel, ...]
@@ -164,6 +168,8 @@ class FitResult:
     peak_device_bytes: int
     history: History
     plan: MemoryPlan | None
+    algorithm: str = "em"
+    why: str = ""
 
     @property
     def model(self) -> FittedModel:
@@ -205,6 +211,8 @@ class FitResult:
             "peak_device_bytes": self.peak_device_bytes,
             "skipped": self.skipped,
             "resumed": self.resumed,
+            "algorithm": self.algorithm,
+            "why": self.why,
         }
 
     def summary(self) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,11 @@ class Start:
     means: Float64Array | None = None
     precisions: Float64Array | None = None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether anything is."""
+        return any(value is not None for value in (self.weights, self.means, self.precisions))
+
 
 def sample_size(n_samples: int, n_features: int, n_components: int) -> int:
     """Rows of the seeding sample: a function of the shape alone, so that memory limits never change a result."""
@@ -70,15 +75,37 @@ class Sample:
         None where each counts as one.
     rows_read : int
         What storage read for it.
+    indices : (n,) int64 array
+        Their numbers among all rows, in order.
+    beside : (m, D) array
+        Rows that were asked for besides, whatever they count.
     """
 
     rows: Rows
     weights: Float64Array | None
     rows_read: int
+    indices: NDArray[np.int64]
+    beside: Rows
+
+    def where(self, chosen: NDArray[np.bool_]) -> Sample:
+        """The ``chosen`` (n,) rows of it alone."""
+        weights = None if self.weights is None else self.weights[chosen]
+        return replace(self, rows=self.rows[chosen], weights=weights, indices=self.indices[chosen])
 
 
-def draw_sample(source: Source, n_components: int, seed: int, weighting: Weighting | None = None) -> Sample:
+_NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+def draw_sample(
+    source: Source,
+    n_components: int,
+    seed: int,
+    weighting: Weighting | None = None,
+    beside: NDArray[np.int64] = _NO_ROWS,
+) -> Sample:
     """The seeding sample; held-out rows, weightless ones, and skipped ones are not in it.
+
+    The rows at sorted, distinct ``beside`` are gathered with it, so that no row is read twice.
 
     Raises
     ------
@@ -90,7 +117,10 @@ def draw_sample(source: Source, n_components: int, seed: int, weighting: Weighti
     rng = np.random.default_rng([seed, 0])
     indices = uniform_rows(n, sample_size(n, d, n_components), rng)
     weights = weighting.of_rows(indices)
-    rows, rows_read = source.gather(indices)
+    wanted = np.union1d(indices, beside) if len(beside) else indices
+    gathered, rows_read = source.gather(wanted)
+    rows = gathered if wanted is indices else gathered[np.searchsorted(wanted, indices)]
+    others = gathered[np.searchsorted(wanted, beside)]
     keep = np.ones(len(rows), dtype=bool) if weights is None else weights > 0
     if weighting.skip_nonfinite and values(rows).dtype.kind == "f":
         keep &= np.isfinite(values(rows)).all(axis=1)
@@ -105,7 +135,7 @@ def draw_sample(source: Source, n_components: int, seed: int, weighting: Weighti
     check_finite(source, rows, indices)
     # Rows that are merely some of all are drawn from as if they were all.
     uniform = weights is None or bool((weights == 1).all())
-    return Sample(values(rows), None if uniform else weights, rows_read)
+    return Sample(values(rows), None if uniform else weights, rows_read, indices, others)
 
 
 def check_finite(source: Source, rows: Rows, indices: NDArray[np.int64]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from streamgmm.frame import Frame
 from streamgmm.mixture import Mixture
-from streamgmm.statistics import Statistics, SummationTree, segment_bounds
+from streamgmm.passes import Course, Step, rows_before, steps_of
+from streamgmm.statistics import Statistics, SummationTree
 from streamgmm.steps.candidate import Candidate
 
 Arrays = dict[str, np.ndarray | Tensor]
@@ -21,7 +22,7 @@ Arrays = dict[str, np.ndarray | Tensor]
 
 @dataclass(frozen=True, eq=False)
 class OpenSegment:
-    """A segment that is summed up to a row.
+    """A segment of the step under way, a leaf of its tree, that is summed up to a row.
 
     Attributes
     ----------
@@ -31,11 +32,11 @@ class OpenSegment:
     sums : tuple of Statistics
         One for each candidate that is not converged; further rows are added in place.
     checksum : int or None
-        Of those rows, `integrity.fold`; None where they were not checked.
+        Of those rows that lie in the last row's region, `integrity.fold`; None where they were not checked.
     skipped : int
         How many of them were left out because they are not finite.
     comparing : bool
-        Whether the segment is being compared with an earlier pass. Until it ends, its rows may turn out to have
+        Whether that region is being compared with an earlier pass. Until it ends, its rows may turn out to have
         changed, so these sums are not to be saved.
     """
 
@@ -45,6 +46,15 @@ class OpenSegment:
     checksum: int | None = 0
     skipped: int = 0
     comparing: bool = False
+
+
+@dataclass(frozen=True)
+class SoFar:
+    """The steps before the current one in its pass: log-likelihood and weight of their rows, and rows skipped."""
+
+    log_likelihood: float = 0.0
+    n_rows: float = 0.0
+    skipped: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +67,24 @@ class TrainingState:
         Models trained on the same passes; one is the usual case.
     frame : Frame
     trees : tuple of SummationTree
-        The finished segments of the current pass, for each candidate that is not converged; empty between passes.
+        The finished segments of the current step, for each candidate that is not converged; empty between steps.
     opened : tuple of OpenSegment
         The segments under way: one a process.
     rows_read : int
         Since the beginning of the run, sampling and seeding included.
-    checksums : tuple of (segment, checksum)
-        Of the data in the first pass that finished the segment; later data must match.
+    checksums : tuple of (region, checksum)
+        Of the data in the first pass that finished the region, of `passes.regions`; later data must match.
     skipped : int
-        Rows of the finished segments of the current pass, or of the last pass, that were left out because they are not
+        Rows of the finished segments of the current step, or of the last pass, that were left out because they are not
         finite.
+    course : Course
+        How the run goes over the data.
+    number, step : int
+        The current pass, from 0, and the step in it.
+    before : Mixture or None
+        The one candidate's at the beginning of the stepwise pass under way, should it have to be undone.
+    so_far : SoFar
+        Of a stepwise pass.
     """
 
     candidates: tuple[Candidate, ...]
@@ -76,6 +94,11 @@ class TrainingState:
     rows_read: int = 0
     checksums: tuple[tuple[int, int], ...] = ()
     skipped: int = 0
+    course: Course = field(default_factory=Course)
+    number: int = 0
+    step: int = 0
+    before: Mixture | None = None
+    so_far: SoFar = field(default_factory=SoFar)
 
     @property
     def active(self) -> tuple[Candidate, ...]:
@@ -92,14 +115,19 @@ class TrainingState:
 
     @property
     def finished(self) -> frozenset[int]:
-        """Segments of the current pass whose sums are complete."""
+        """Segments of the current step whose sums are complete."""
         return self.trees[0].finished if self.trees else frozenset()
+
+    def spans(self, n_samples: int) -> Step:
+        """The segments of the current step; none where the course has no such step."""
+        return next(iter(steps_of(self.course, n_samples, self.number)[self.step :]), ())
 
     def rows_summed(self, n_samples: int) -> int:
         """Rows of the current pass that need not be read again; 0 between passes."""
-        bounds = segment_bounds(n_samples)
-        rows = sum(bounds[segment][1] - bounds[segment][0] for segment in self.finished)
-        return rows + sum(opened.cursor - bounds[opened.segment][0] for opened in self.opened)
+        first = {span.segment: span.start for span in self.spans(n_samples)}
+        rows = rows_before(self.course, n_samples, self.number, self.step)
+        rows += sum(span.rows for span in self.spans(n_samples) if span.segment in self.finished)
+        return rows + sum(opened.cursor - first.get(opened.segment, opened.cursor) for opened in self.opened)
 
 
 def best_of(candidates: Iterable[Candidate]) -> Candidate:
@@ -132,12 +160,21 @@ def pack(state: TrainingState) -> tuple[dict[str, object], Arrays]:
         }
         for c in state.candidates
     ]
+    if state.before is not None:
+        arrays |= state.before.tensors("before.")
+    course = {
+        "course": asdict(state.course),
+        "number": state.number,
+        "step": state.step,
+        "so_far": asdict(state.so_far),
+        "undoable": state.before is not None,
+    }
     facts, sums = pack_sums(state)
-    return {**facts, "candidates": candidates}, arrays | sums
+    return {**facts, "candidates": candidates, **course}, arrays | sums
 
 
 def pack_sums(state: TrainingState) -> tuple[dict[str, object], Arrays]:
-    """The same for what a pass adds to a state: all but candidates and frame."""
+    """The same for what a step adds to a state: all but candidates, frame and course."""
     arrays: Arrays = {}
     for i, tree in enumerate(state.trees):
         for (level, index), sums in tree.nodes:
@@ -174,7 +211,7 @@ def unpack(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainingS
         Something is missing, or of the wrong kind.
     """
     kind = str(facts["covariance_type"])
-    parameters = ("frame.", "candidate.")
+    parameters = ("frame.", "candidate.", "before.")
     arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items() if name.startswith(parameters)}
     candidates = tuple(
         Candidate(
@@ -188,7 +225,17 @@ def unpack(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainingS
         )
         for i, known in enumerate(_list(facts["candidates"]))
     )
-    return unpack_sums(TrainingState(candidates, Frame.from_tensors(arrays, "frame.")), facts, tensors)
+    state = TrainingState(candidates, Frame.from_tensors(arrays, "frame."))
+    if "course" in facts:  # checkpoints of the first release have none: theirs is full-batch EM
+        state = replace(
+            state,
+            course=Course(**facts["course"]),
+            number=int(facts["number"]),
+            step=int(facts["step"]),
+            before=Mixture.from_tensors(arrays, kind, "before.") if facts["undoable"] else None,
+            so_far=SoFar(**facts["so_far"]),
+        )
+    return unpack_sums(state, facts, tensors)
 
 
 def unpack_sums(state: TrainingState, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainingState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
@@ -163,9 +163,14 @@ class SummationTree:
     @classmethod
     def over(cls, n_samples: int) -> SummationTree:
         """The tree of a pass over ``n_samples`` rows in which nothing but empty segments is summed."""
+        return cls.of(segment for segment, (first, last) in enumerate(segment_bounds(n_samples)) if first < last)
+
+    @classmethod
+    def of(cls, segments: Iterable[int]) -> SummationTree:
+        """The tree in which only ``segments`` are yet to be summed; the others are empty."""
         tree = cls()
-        for segment, (first, last) in enumerate(segment_bounds(n_samples)):
-            tree = tree.place(segment, None) if first == last else tree
+        for segment in sorted({*range(SEGMENTS)}.difference(segments)):
+            tree = tree.place(segment, None)
         return tree
 
     @property

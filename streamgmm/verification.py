@@ -9,11 +9,12 @@ import numpy as np
 
 from streamgmm.errors import DataError
 from streamgmm.io.integrity import UNIT_ROWS, fold, unit_checksums
-from streamgmm.io.plan import Span, plan_chunks, round_chunk_rows
+from streamgmm.io.plan import Span, cut_spans, round_chunk_rows
 from streamgmm.io.sources.base import Source
 from streamgmm.parallel import map_in_order
-from streamgmm.statistics import segment_bounds
+from streamgmm.passes import Course, regions
 
+_FULL_BATCH = Course()
 _SPAN_BYTES = 8 << 20
 _LEAF_BYTES = 64 << 10
 """Where any row can be read alone, damage is narrowed down to this."""
@@ -36,18 +37,23 @@ class _Read:
 
 
 def verify(
-    source: Source, known: Mapping[int, int], threads: int, seen: Callable[[int], object] = lambda rows: None
+    source: Source,
+    known: Mapping[int, int],
+    threads: int,
+    seen: Callable[[int], object] = lambda rows: None,
+    course: Course = _FULL_BATCH,
 ) -> Iterator[Damage]:
     """Every stretch of rows that is damaged, in order; reading goes on behind each.
 
     Whatever checksums the format has are compared by reading: a chunk of a Zarr array that cannot be decoded is one
-    `Damage`, and so is one run of unreadable bytes of a plain file. Segments whose CRC-32C is in ``known`` (by number)
-    are compared with it where they could be read. ``seen`` hears of the rows read.
+    `Damage`, and so is one run of unreadable bytes of a plain file. Regions of ``course`` whose CRC-32C is in ``known``
+    (by number) are compared with it where they could be read. ``seen`` hears of the rows read.
     """
     n, d = source.shape
     rows = max(_SPAN_BYTES // (d * source.dtype.itemsize), source.read_granule)
-    spans = plan_chunks(n, round_chunk_rows(rows, UNIT_ROWS))
-    ends = [last for _, last in segment_bounds(n)]
+    parts = regions(course, n)
+    whole_parts = (Span(first, last, place) for place, (first, last) in enumerate(parts))
+    spans = cut_spans(whole_parts, round_chunk_rows(rows, UNIT_ROWS))
     checksum, whole = 0, True
     pending: Damage | None = None
     for read in map_in_order(lambda span: _read(source, span), spans, threads):
@@ -61,13 +67,12 @@ def verify(
             pending = damage
         checksum = fold(checksum, read.units)
         seen(read.span.rows)
-        segment = read.span.segment
-        if read.span.stop != ends[segment]:
+        first, last = parts[read.span.segment]
+        if read.span.stop != last:
             continue
-        if whole and known.get(segment, checksum) != checksum:
+        if whole and known.get(read.span.segment, checksum) != checksum:
             if pending is not None:
                 yield pending
-            first, last = segment_bounds(n)[segment]
             place = f"between {source.locate(first)} and {source.locate(last - 1)}"
             pending = Damage(first, last, f"{source.name}: changed {place} since the run's first pass; restore it")
         checksum, whole = 0, True

@@ -50,8 +50,22 @@ class Sizes(click.ParamType[tuple[int, ...]]):
 @click.option("--covariance", type=click.Choice(COVARIANCE_TYPES), help="[default: diag; spherical for kmeans]")
 @click.option("--model", type=click.Choice(["gmm", "kmeans"]), default="gmm", show_default=True)
 @click.option("--output", metavar="RUN", type=click.Path(path_type=Path), help="Folder to save in and resume from.")
-@click.option("--max-iter", type=click.IntRange(0), default=100, show_default=True, help="Parameter updates.")
-@click.option("--max-passes", type=float, default=float("inf"), help="Sweeps over the data, sampling counted.")
+@click.option(
+    "--algorithm",
+    type=click.Choice(["em", "stepwise", "auto"]),
+    default="em",
+    show_default=True,
+    help="stepwise updates 50 times a pass and ends after 5; auto chooses and says why.",
+)
+@click.option(
+    "--max-iter", type=click.IntRange(0), default=100, show_default=True, help="Updates; a stepwise pass counts as one."
+)
+@click.option(
+    "--max-passes",
+    type=float,
+    default=float("inf"),
+    help="Sweeps over the data, sampling counted.  [default: 5 for stepwise, else no limit]",
+)
 @click.option("--tol", type=float, help="[default: 1e-3 nats a row; for kmeans 1e-4, as scikit-learn's]")
 @click.option("--reg-covar", type=float, default=1e-6, show_default=True, help="Added to every variance.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -91,6 +105,7 @@ def fit(
     covariance: str | None,
     model: str,
     output: Path | None,
+    algorithm: str,
     max_iter: int,
     max_passes: float,
     tol: float | None,
@@ -142,6 +157,7 @@ def fit(
             nonfinite=nonfinite,
             collapse=collapse,
             split_to=split_to,
+            algorithm=algorithm,
         )
         if output is None and not as_json and world.leads:
             click.echo("no --output was named: the result is printed, and nothing is saved")
@@ -189,6 +205,8 @@ def summary_lines(result: FitResult, output: Path | None) -> list[str]:
         f"peak memory      {format_bytes(result.peak_host_bytes)} host, "
         f"{format_bytes(result.peak_device_bytes)} device",
     ]
+    if result.why:
+        lines.append(f"algorithm        {result.why}")
     if result.skipped:
         lines.append(f"skipped          {result.skipped:,} rows that are not finite")
     if result.model.inertia is not None:

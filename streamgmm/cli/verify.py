@@ -15,6 +15,7 @@ from streamgmm.checkpoint import newest
 from streamgmm.cli.options import as_json, one_path, print_result
 from streamgmm.errors import DataError, RequestError
 from streamgmm.io.sources import Source, open_source
+from streamgmm.passes import Course
 from streamgmm.units import format_bytes
 from streamgmm.verification import verify as verify_source
 
@@ -36,11 +37,12 @@ def verify(data: tuple[str, ...], against: Path | None, threads: int, as_json: b
         # Together they are not the data set that was meant, so its rows have no numbers; the others are read alone.
         sources = [open_source(path) for path in data if not _refused(path)]
         known: Mapping[int, int] = {}
+        course = Course()
     else:
         sources = [open_source(one_path(data))]
-        known = {} if against is None else _known(against, sources[0])
+        known, course = ({}, Course()) if against is None else _known(against, sources[0])
     begun = time.perf_counter()
-    bad = [damage for source in sources for damage in _verified(source, known, threads, as_json=as_json)]
+    bad = [damage for source in sources for damage in _verified(source, known, course, threads, as_json=as_json)]
     seconds = time.perf_counter() - begun
     n_samples = sum(source.shape[0] for source in sources)
     size = sum(source.shape[0] * source.shape[1] * source.dtype.itemsize for source in sources)
@@ -62,12 +64,14 @@ def verify(data: tuple[str, ...], against: Path | None, threads: int, as_json: b
         raise DataError(f"{data[0]}: {count} bad part{'s' if count > 1 else ''}, the first: {first}")
 
 
-def _verified(source: Source, known: Mapping[int, int], threads: int, *, as_json: bool) -> list[dict[str, object]]:
+def _verified(
+    source: Source, known: Mapping[int, int], course: Course, threads: int, *, as_json: bool
+) -> list[dict[str, object]]:
     """Every damage as a JSON object, told as soon as it is found."""
     found: list[dict[str, object]] = []
     quiet = as_json or not sys.stderr.isatty()
     with tqdm(total=source.shape[0], unit=" rows", unit_scale=True, leave=False, disable=quiet) as bar:
-        for damage in verify_source(source, known, threads, bar.update):
+        for damage in verify_source(source, known, threads, bar.update, course):
             found.append({"first": damage.first, "last": damage.last - 1, "reason": damage.reason})
             _tell(f"rows {damage.first:,} to {damage.last - 1:,}: {damage.reason}", as_json=as_json)
     return found
@@ -87,8 +91,8 @@ def _refused(path: str) -> str:
     return ""
 
 
-def _known(run: Path, source: Source) -> dict[int, int]:
-    """Checksums by segment that ``run`` noted; it must be a run of data of this shape."""
+def _known(run: Path, source: Source) -> tuple[dict[int, int], Course]:
+    """Checksums that ``run`` noted of the regions of its course; it must be a run of data of this shape."""
     if not (run / "checkpoints").is_dir():
         raise RequestError(f"{run}: holds no checkpoints to compare with; name a RUN that a fit wrote")
     loaded, _ = newest(run / "checkpoints", torch.device("cpu"), lambda text: click.echo(f"warning: {text}", err=True))
@@ -100,4 +104,4 @@ def _known(run: Path, source: Source) -> dict[int, int]:
             f"{source.name}: has shape {list(source.shape)}, and {run} was fitted on {identity.get('shape')}; "
             "name that data"
         )
-    return dict(state.checksums)
+    return dict(state.checksums), state.course

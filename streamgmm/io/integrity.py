@@ -13,11 +13,14 @@ from streamgmm.io.sources.base import Rows
 UNIT_ROWS = 256
 """Divides every chunk but the last."""
 
+UNIT_BYTES = 4
+"""Of a unit's checksum."""
+
 
 def unit_checksums(rows: Rows) -> bytes:
     """CRC-32C of each `UNIT_ROWS` rows (n, D), four little-endian bytes each."""
     units = (rows[start : start + UNIT_ROWS].tobytes() for start in range(0, len(rows), UNIT_ROWS))
-    return b"".join(google_crc32c.value(unit).to_bytes(4, "little") for unit in units)
+    return b"".join(google_crc32c.value(unit).to_bytes(UNIT_BYTES, "little") for unit in units)
 
 
 def fold(checksum: int, units: bytes) -> int:

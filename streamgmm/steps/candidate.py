@@ -9,6 +9,8 @@ from streamgmm.errors import NumericalError
 from streamgmm.mixture import Mixture
 from streamgmm.statistics import Statistics
 
+NO_WEIGHT = "no row counts: every sample weight is zero, or every row was skipped; check the data"
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
@@ -65,5 +67,5 @@ def mean_log_likelihood(statistics: Statistics) -> float:
     """
     n_rows = float(statistics.n_rows)
     if not n_rows > 0:
-        raise NumericalError("no row counts: every sample weight is zero, or every row was skipped; check the data")
+        raise NumericalError(NO_WEIGHT)
     return float(statistics.log_likelihood) / n_rows

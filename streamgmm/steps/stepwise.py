@@ -24,9 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamgmm.errors import NumericalError
 from streamgmm.mixture import Mixture
 from streamgmm.mstep import MStep, m_step
 from streamgmm.statistics import Statistics
+from streamgmm.steps.candidate import NO_WEIGHT, Candidate
 
 _MIXED = ("counts", "sums", "scatter")
 
@@ -62,6 +64,45 @@ def step_size(window: float, block_rows: float) -> float:
     Weights γ(1−γ)^i of blocks of b rows give the variance Σ(γ(1−γ)^i)²/b = γ/(b(2−γ)) of one row's; that is 1/W here.
     """
     return float(min(1.0, 2.0 * block_rows / (window + block_rows)))
+
+
+@dataclass(frozen=True)
+class StepwiseStep:
+    """An update within a pass.
+
+    Attributes
+    ----------
+    schedule : Schedule
+    reg_covar : float
+        Added to every variance, in the data's squared units.
+    """
+
+    schedule: Schedule
+    reg_covar: float
+
+    def __call__(self, candidate: Candidate, block: Statistics, seen: int) -> Candidate:
+        """The candidate after the rows of ``block`` (data's units), ``seen`` rows after the beginning of the schedule.
+
+        A block without weight leaves it as it is.
+        """
+        rows = float(block.n_rows)
+        if not rows > 0:
+            return replace(candidate)
+        update = stepwise_update(candidate.mixture, block, self.schedule.step_size(seen, rows), self.reg_covar)
+        return replace(candidate, mixture=update.mixture, empty=update.empty, degenerate=update.degenerate)
+
+    def ended(self, candidate: Candidate, log_likelihood: float, n_rows: float) -> Candidate:
+        """The candidate after a pass, with the mean likelihood of its rows, each before it was learnt from.
+
+        Raises
+        ------
+        NumericalError
+            The rows have no weight at all.
+        """
+        if not n_rows > 0:
+            raise NumericalError(NO_WEIGHT)
+        bounds = (*candidate.lower_bounds, log_likelihood / n_rows)
+        return replace(candidate, lower_bounds=bounds, n_rows=n_rows)
 
 
 def stepwise_update(mixture: Mixture, block: Statistics, gamma: float, reg_covar: float) -> MStep:

@@ -127,7 +127,8 @@ class Source(ABC):
             start, stop = int(run[0]), int(run[-1]) + 1
             out[position : position + len(run)] = self.read(start, stop)[run - start]
             position += len(run)
-            rows_read += stop - start if granule == 1 else min(granule, self.shape[0])
+            first = start - start % granule
+            rows_read += stop - start if granule == 1 else min(first + granule, self.shape[0]) - first
         return out, rows_read
 
     def locate(self, row: int) -> str:
