@@ -19,7 +19,10 @@ _REGION_ROWS = 1024
 """At least, where regions are neighbours: several processes can then share a step, and kernels have whole tiles."""
 
 _FEWEST_REGIONS = 16
-"""A step of fewer regions is not the whole in small: of 4 it lost likelihood on sorted data, of 16 it gained."""
+"""A shuffled step of fewer is not the whole in small: of 4 it lost likelihood on sorted data, of 16 it gained."""
+
+_FEWEST_STEPS = 10
+"""Where fewer shuffled steps make a pass, full-batch EM is not much slower."""
 
 _ROWS_A_PARAMETER = 2
 """Averages over fewer rows a parameter than 0.6 forget more than they learn; from 1 to 4 it makes no difference."""
@@ -49,8 +52,8 @@ def course_of(request: FitRequest, source: Source, sample: Sample, judged: NDArr
     n, d = source.shape
     effect = max(design_effect(sample.rows, sample.indices, n), design_effect(sample.beside, judged, n))
     known, exchangeable = f"design effect {effect:.2f}, limit {limit(d):.2f}", effect <= limit(d)
-    rows, cheap = _region_rows(source, shuffled=not exchangeable)
-    if not exchangeable and not cheap:
+    rows, steps = _regions_and_steps(source, shuffled=not exchangeable)
+    if not steps:
         advice = "streamgmm prepare --shuffle would make it fit for stepwise EM"
         return Course(why=f"full-batch EM: the rows lie in an order that matters ({known}); {advice}")
     order = "the rows lie in no particular order" if exchangeable else "the rows' order matters, so it is shuffled"
@@ -60,6 +63,7 @@ def course_of(request: FitRequest, source: Source, sample: Sample, judged: NDArr
         stepwise_passes=passes,
         planned_passes=passes,
         first_window=float(min(n, max(trained, window))),
+        steps=steps,
         region_rows=rows,
         shuffled=not exchangeable,
         seed=request.seed,
@@ -88,11 +92,13 @@ def _why_not(request: FitRequest, source: Source) -> str:
     return ""
 
 
-def _region_rows(source: Source, *, shuffled: bool) -> tuple[int, bool]:
-    """Rows of a region, and whether there are enough of them to shuffle and each can be read alone."""
+def _regions_and_steps(source: Source, *, shuffled: bool) -> tuple[int, int]:
+    """Rows of a region, and steps of a pass: as many as there are enough regions for; 0 where that is too few."""
     n = source.shape[0]
     if not shuffled:
-        return region_rows(n, REGION_UNIT, _REGION_ROWS), True
+        return region_rows(n, REGION_UNIT, _REGION_ROWS), STEPS
+    # Regions in any order are read as they are stored, or every chunk of storage would be read many times.
     unit = -(-source.read_granule // REGION_UNIT) * REGION_UNIT
     rows = region_rows(n, unit, unit)
-    return rows, len(regions(Course(region_rows=rows), n)) >= _FEWEST_REGIONS * STEPS
+    steps = min(STEPS, len(regions(Course(region_rows=rows), n)) // _FEWEST_REGIONS)
+    return rows, steps if steps >= _FEWEST_STEPS else 0

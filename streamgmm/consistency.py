@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 
 from streamgmm.kernels import PRECISIONS
-from streamgmm.passes import REGION_UNIT, STEPS
+from streamgmm.passes import REGION_UNIT, STEPS, regions, steps_of
 from streamgmm.state import OpenSegment, TrainingState
 from streamgmm.statistics import SEGMENTS, Statistics, SummationTree, scatter_shape
 from streamgmm.steps.candidate import Candidate
@@ -48,17 +48,33 @@ def check_consistent(state: TrainingState) -> None:
     _require(all(0 <= checksum < _CHECKSUM_END for _, checksum in state.checksums), "checksums")
 
 
+def check_fits(state: TrainingState, n_samples: int) -> None:
+    """Raise ValueError where a consistent ``state`` cannot be one of a run over so many rows."""
+    course = state.course
+    # Before every region is listed.
+    _require(course.region_rows == 0 or n_samples // course.region_rows <= STEPS * SEGMENTS, "course")
+    parts = regions(course, n_samples)
+    _require(all(region < len(parts) for region, _ in state.checksums), "checksums")
+    _require(state.step < len(steps_of(course, n_samples, state.number)), "course")
+    spans = {span.segment: span for span in state.spans(n_samples)}
+    _require(len(spans) <= SEGMENTS, "course")
+    _require(not state.trees or set(range(SEGMENTS)) - set(spans) <= state.finished, "trees")
+    for opened in state.opened:
+        span = spans.get(opened.segment)
+        _require(span is not None and span.start < opened.cursor < span.stop, "segments under way")
+
+
 def _check_course(state: TrainingState) -> None:
     course = state.course
     whole = (course.stepwise_passes, course.planned_passes, course.region_rows, course.seed, state.number, state.step)
     _require(all(type(number) is int and number >= 0 for number in whole), "course")
     _require(course.stepwise_passes <= course.planned_passes < _PASSES_END, "course")
-    _require(
-        course.region_rows % REGION_UNIT == 0 and (course.region_rows > 0) == (course.planned_passes > 0), "course"
-    )
+    _require(course.region_rows % REGION_UNIT == 0, "course")
+    _require((course.region_rows > 0) == (course.planned_passes > 0), "course")
+    _require(type(course.steps) is int and 1 <= course.steps <= STEPS, "course")
     _require(type(course.shuffled) is bool and isinstance(course.why, str), "course")
     _require(isinstance(course.first_window, float) and 1.0 <= course.first_window < math.inf, "course")
-    _require(state.step < (STEPS if course.is_stepwise(state.number) else 1), "course")
+    _require(state.step < (course.steps if course.is_stepwise(state.number) else 1), "course")
     so_far = state.so_far
     _require(math.isfinite(so_far.log_likelihood) and 0 <= so_far.n_rows < math.inf and so_far.skipped >= 0, "course")
     if course.is_stepwise(state.number):

@@ -14,9 +14,10 @@ import torch
 
 from streamgmm.algorithm import course_of, rows_to_judge_order
 from streamgmm.checkpoint import History
+from streamgmm.consistency import check_fits
 from streamgmm.device import compute_workers, resolve_device
 from streamgmm.distributed import ALONE, Message, World
-from streamgmm.errors import DataError, RunError
+from streamgmm.errors import DamagedFileError, DataError, RunError
 from streamgmm.estep import bind
 from streamgmm.evaluation import Evaluation, evaluate
 from streamgmm.exchangeability import run_bytes
@@ -189,6 +190,8 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
     n_samples, n_features = source.shape
     begun = time.perf_counter()
     loaded = run.latest(device, progress.warn) if run else None
+    if loaded is not None:
+        _check_fits(loaded[0], source)
     progress.stage("sampling")
     weighting = _weighting(request)
     judged = rows_to_judge_order(request, source) if loaded is None else np.empty(0, dtype=np.int64)
@@ -239,6 +242,13 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
         why=course.why,
         **usage,
     )
+
+
+def _check_fits(state: TrainingState, source: Source) -> None:
+    try:
+        check_fits(state, source.shape[0])
+    except ValueError as error:
+        raise DamagedFileError(f"{source.name}: the checkpoint is not of these rows ({error}); use --fresh") from None
 
 
 def _weighting(request: FitRequest) -> Weighting:
@@ -481,6 +491,8 @@ def _first(job: _Job, sample: Sample, frame: Frame) -> Callable[[int, int], Mixt
 
 def _grown(job: _Job, sample: Sample, frame: Frame, first: Mixture, check_rows: torch.Tensor) -> Mixture:
     """``first`` grown on the sample to the size asked for."""
+    if sample.weights is not None:
+        sample = replace(sample, weights=sample.weights * power_of_two_near(sample.weights))
     request, rows, weights = job.request, *_on_device(job, sample)
     chunk = job.plan.chunk_rows
     em = SampleEM(rows, weights, check_rows, frame, request.precision, request.reg_covar, chunk, job.workers)

@@ -41,6 +41,8 @@ class Course:
         So many stepwise passes the window grows over; fewer are made where one of them was undone.
     first_window : float
         Rows that the first update averages over; see `steps.stepwise`.
+    steps : int
+        Of a stepwise pass, at most `STEPS`.
     region_rows : int
         Rows of a region, a multiple of `REGION_UNIT`; 0 where regions are the segments.
     shuffled : bool
@@ -54,6 +56,7 @@ class Course:
     stepwise_passes: int = 0
     planned_passes: int = 0
     first_window: float = 1.0
+    steps: int = STEPS
     region_rows: int = 0
     shuffled: bool = False
     seed: int = 0
@@ -77,8 +80,8 @@ def regions(course: Course, n_samples: int) -> tuple[tuple[int, int], ...]:
 def steps_of(course: Course, n_samples: int, number: int) -> tuple[Step, ...]:
     """The steps of pass ``number``, from 0."""
     if not course.is_stepwise(number):
-        return (tuple(segment_spans(n_samples)),)
-    return _steps(course.region_rows, course.shuffled, course.seed, n_samples, number)
+        return _full_batch(n_samples)
+    return _steps(course, n_samples, number if course.shuffled else 0)
 
 
 def rows_before(course: Course, n_samples: int, number: int, step: int) -> int:
@@ -118,10 +121,18 @@ def _regions(rows: int, n_samples: int) -> tuple[tuple[int, int], ...]:
 
 
 @lru_cache(maxsize=8)
-def _steps(rows: int, shuffled: bool, seed: int, n_samples: int, number: int) -> tuple[Step, ...]:
-    parts = _regions(rows, n_samples)
-    count = min(STEPS, len(parts))
-    order = stratified_order(len(parts), count, seed, number) if shuffled else np.array_split(range(len(parts)), count)
+def _full_batch(n_samples: int) -> tuple[Step, ...]:
+    return (tuple(segment_spans(n_samples)),)
+
+
+@lru_cache(maxsize=8)
+def _steps(course: Course, n_samples: int, number: int) -> tuple[Step, ...]:
+    parts = _regions(course.region_rows, n_samples)
+    count = min(course.steps, len(parts))
+    if course.shuffled:
+        order = stratified_order(len(parts), count, course.seed, number)
+    else:
+        order = np.array_split(range(len(parts)), count)
     return tuple(
         tuple(Span(parts[region][0], parts[region][1], leaf) for leaf, region in enumerate(step)) for step in order
     )

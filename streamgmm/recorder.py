@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 from typing import NoReturn
 
 from streamgmm.checkpoint import History
@@ -165,7 +166,7 @@ def _of_course(state: TrainingState, n_samples: int, look: Look | None) -> dict[
     seen = {} if look is None else {"watched": look.log_likelihood, "watched_change": look.change}
     return {
         "algorithm": "stepwise" if stepwise else "em",
-        "updates": len(steps_of(course, n_samples, number)),
+        "updates": len(steps_of(replace(course, stepwise_passes=number + stepwise), n_samples, number)),
         "shuffled": stepwise and course.shuffled,
         **seen,
         **({} if look is None else {"watched_error": look.error, "undone": look.harmful}),

@@ -391,6 +391,8 @@ def _checked(
     DataError
         The rows of a region are not those of the first pass.
     """
+    if units is None:
+        return state, None, False
     parts, known = regions(state.course, source.shape[0]), dict(state.checksums)
     place, comparing = bisect_right(parts, span.start, key=lambda part: part[0]) - 1, False
     row = span.start
@@ -398,11 +400,9 @@ def _checked(
         first, last = parts[place]
         stop = min(last, span.stop)
         checksum = 0 if row == first else checksum
-        if checksum is not None and units is not None:
+        if checksum is not None:
             here, there = (-(-(end - span.start) // UNIT_ROWS) * UNIT_BYTES for end in (row, stop))
             checksum, comparing = fold(checksum, units[here:there]), place in known and stop < last
-        else:
-            checksum, comparing = None, False
         if stop == last and checksum is not None and known.setdefault(place, checksum) != checksum:
             raise DataError(
                 f"{source.name}: changed since the first pass, between {source.locate(first)} and "

@@ -23,7 +23,7 @@ from streamgmm.statistics import SEGMENTS, segment_bounds
 
 
 def course(n: int, unit: int, shuffled: bool) -> Course:
-    return Course(3, 3, 1.0, region_rows(n, unit, unit), shuffled, seed=5)
+    return Course(3, 3, region_rows=region_rows(n, unit, unit), shuffled=shuffled, seed=5)
 
 
 @given(st.integers(1, 30_000_000), st.sampled_from([256, 1024, 8192]))
@@ -53,7 +53,7 @@ def test_every_row_is_in_one_step_of_a_pass(n, shuffled, number):
 
 
 def test_after_the_stepwise_passes_come_full_ones():
-    way = Course(2, 3, 1.0, 1024)
+    way = Course(2, 3, region_rows=1024)
     counts = [len(steps_of(way, 1_000_000, number)) for number in range(5)]
     assert counts == [50, 50, 1, 1, 1]
     assert steps_of(way, 1_000_000, 2) == steps_of(Course(), 1_000_000, 0)

@@ -154,7 +154,8 @@ def _log_density(y: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
         return (centred**2 / spread).sum(1).add(spread.log().sum()).mul(-0.5)
     lower = torch.linalg.cholesky(spread)
     whitened = torch.linalg.solve_triangular(lower, centred.T, upper=False)
-    return (whitened**2).sum(0).mul(-0.5).sub(lower.diagonal().log().sum())
+    energy: Tensor = (whitened**2).sum(0)
+    return energy.mul(-0.5).sub(lower.diagonal().log().sum())
 
 
 def _spread(kind: str, centred: Tensor, resp: Tensor, count: Tensor, unit: Tensor) -> Tensor:

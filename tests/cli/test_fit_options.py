@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from streamgmm import Mixture
 from streamgmm.weighting import Weighting
+from tests.oracles import clustered
 
 
 def fitted(call, *options, k=3):
@@ -120,3 +122,41 @@ def test_growing_and_collapsing(call, here):
 )
 def test_what_cannot_be_met_is_refused(refused, here, options, told):
     refused("fit", "x.npy", *options, told=told)
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """70,000 rows in `many.npy`."""
+    monkeypatch.chdir(tmp_path)
+    np.save("many.npy", clustered(70_000, 6, 3, spread=2.0).astype(np.float32))
+
+
+def test_stepwise_ends_after_five_passes_and_says_how_it_went(call, many):
+    command = ("fit", "many.npy", "-k", 6, "--device", "cpu", "--algorithm", "stepwise", "--output", "run")
+    spoken = call(*command)
+    assert spoken.status == 0, spoken.stderr
+    assert spoken.stdout.count("stepwise EM: the rows lie in no particular order (design effect ") == 2
+    facts = call(*command, "--json").json
+    assert facts["resumed"]
+    assert facts["n_passes"] <= 5
+    assert (facts["algorithm"], facts["n_iter"], facts["converged"]) == ("stepwise", 4, False)
+    records = [json.loads(line) for line in Path("run/history.jsonl").read_text().splitlines()]
+    assert [record["updates"] for record in records] == [50, 50, 50, 1]
+    assert call("report", "run").status == 0
+    verified = call("verify", "many.npy", "--against", "run", "--json").json
+    assert (verified["n_bad"], verified["segments_compared"]) == (0, 69)
+    rows = np.load("many.npy")
+    rows[33_333, 1] += 1
+    np.save("many.npy", rows)
+    assert call("verify", "many.npy", "--against", "run").status == 2
+
+
+def test_auto_chooses_full_batch_em_for_few_rows(call, here):
+    facts = fitted(call, "--algorithm", "auto")
+    assert facts["algorithm"] == "em"
+    assert "2000 rows are too few" in facts["why"]
+    assert facts["digest"] == fitted(call)["digest"]
+
+
+def test_stepwise_refuses_several_sizes_in_one_line(refused, here):
+    refused("fit", "x.npy", "-k", "2,3", "--algorithm", "stepwise", told=("n_components=(2, 3)", "give a single one"))
