@@ -491,6 +491,7 @@ def _first(job: _Job, sample: Sample, frame: Frame) -> Callable[[int, int], Mixt
 
 def _grown(job: _Job, sample: Sample, frame: Frame, first: Mixture, check_rows: torch.Tensor) -> Mixture:
     """``first`` grown on the sample to the size asked for."""
+    job.progress.stage("growing")
     if sample.weights is not None:
         sample = replace(sample, weights=sample.weights * power_of_two_near(sample.weights))
     request, rows, weights = job.request, *_on_device(job, sample)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import replace
+from math import isfinite
 from typing import NoReturn
 
 from streamgmm.checkpoint import History
@@ -163,11 +164,12 @@ def _of_course(state: TrainingState, n_samples: int, look: Look | None) -> dict[
         return {}
     # A pass that was undone is not part of the course any more, but it was stepwise.
     stepwise = course.is_stepwise(number) or (look is not None and look.harmful)
-    seen = {} if look is None else {"watched": look.log_likelihood, "watched_change": look.change}
+    seen = {"watched": look.log_likelihood, "watched_change": look.change, "watched_error": look.error} if look else {}
     return {
         "algorithm": "stepwise" if stepwise else "em",
         "updates": len(steps_of(replace(course, stepwise_passes=number + stepwise), n_samples, number)),
         "shuffled": stepwise and course.shuffled,
-        **seen,
-        **({} if look is None else {"watched_error": look.error, "undone": look.harmful}),
+        # JSON has no infinity.
+        **{name: value if isfinite(value) else None for name, value in seen.items()},
+        **({"undone": look.harmful} if look else {}),
     }

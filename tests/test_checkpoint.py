@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 
 from streamgmm import checkpoint
 from streamgmm.checkpoint import GENERATIONS, Checkpoints, load_state, save_state
+from streamgmm.consistency import check_fits
 from streamgmm.errors import DamagedFileError, DataError
 from streamgmm.frame import Frame
-from streamgmm.state import OpenSegment, TrainingState
+from streamgmm.passes import Course
+from streamgmm.state import OpenSegment, SoFar, TrainingState
 from streamgmm.statistics import Statistics, SummationTree
 from streamgmm.steps.em import Candidate
 from streamgmm.storage import load_tensors, save_tensors
@@ -68,7 +71,22 @@ def bits(state: TrainingState) -> dict[str, object]:
         "trees": [[(n, of(s)) for n, s in tree.nodes] for tree in state.trees],
         "opened": [(o.segment, o.cursor, [of(s) for s in o.sums], o.checksum, o.skipped) for o in state.opened],
         "rows_read": state.rows_read,
+        "course": (state.course, state.number, state.step, state.so_far, state.before and state.before.digest),
     }
+
+
+def stepwise_state() -> TrainingState:
+    """The middle of a step in the second of three stepwise passes."""
+    whole = state_of("diag")
+    return replace(
+        whole,
+        candidates=whole.candidates[1:],
+        course=Course(3, 3, 32_768.0, 50, 1024, True, 7, "because"),
+        number=1,
+        step=49,
+        before=random_mixture("diag", K, D, 9),
+        so_far=SoFar(-1e9 / 3, 1e6 / 3, 12),
+    )
 
 
 @pytest.fixture
@@ -96,6 +114,54 @@ def test_a_state_in_the_middle_of_a_pass_keeps_every_bit(tmp_path, kind):
     assert bits(loaded) == bits(state)
     assert history == HISTORY
     assert identity == IDENTITY
+
+
+def test_a_state_within_a_stepwise_pass_keeps_every_bit(tmp_path):
+    save_state(tmp_path / "c", stepwise_state(), HISTORY, IDENTITY)
+    assert bits(load_state(tmp_path / "c", CPU)[0]) == bits(stepwise_state())
+
+
+def test_a_checkpoint_from_before_there_were_courses_is_one_of_full_batch_em(tmp_path):
+    save_state(tmp_path / "c", state_of("diag"), HISTORY, IDENTITY)
+    tensors, metadata = load_tensors(tmp_path / "c")
+    older = {name: value for name, value in metadata.items() if name not in ("course", "number", "step", "so_far")}
+    save_tensors(tmp_path / "c", tensors, older)
+    assert bits(load_state(tmp_path / "c", CPU)[0]) == bits(state_of("diag"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("course", {"colour": 3}),
+        ("course", {"stepwise_passes": 4, "planned_passes": 3, "region_rows": 1024}),
+        ("course", {"stepwise_passes": 3, "planned_passes": 3, "region_rows": 100}),
+        ("course", {"stepwise_passes": 3, "planned_passes": 3, "region_rows": 0}),
+        ("course", {"stepwise_passes": 3, "planned_passes": 3, "region_rows": 1024, "steps": 0}),
+        ("course", {"stepwise_passes": 3, "planned_passes": 3, "region_rows": 1024, "first_window": 0.0}),
+        ("number", -1),
+        ("step", 50),
+        ("number", 3),
+        ("so_far", {"n_rows": -1.0}),
+        ("undoable", False),
+    ],
+)
+def test_an_impossible_course_is_refused(tmp_path, name, value):
+    save_state(tmp_path / "c", stepwise_state(), HISTORY, IDENTITY)
+    tensors, metadata = load_tensors(tmp_path / "c")
+    save_tensors(tmp_path / "c", tensors, {**metadata, name: value})
+    with pytest.raises(DamagedFileError, match="c: not a usable checkpoint"):
+        load_state(tmp_path / "c", CPU)
+
+
+def test_a_course_must_be_one_over_the_rows_that_there_are():
+    state = replace(stepwise_state(), opened=(), trees=())
+    check_fits(state, 160_000)
+    with pytest.raises(ValueError, match="course"):  # millions of regions
+        check_fits(state, 10**10)
+    with pytest.raises(ValueError, match="course"):  # one region, and the fiftieth step
+        check_fits(replace(state, course=replace(state.course, region_rows=65_536)), 60_000)
+    with pytest.raises(ValueError, match="segments under way"):  # of other rows
+        check_fits(replace(state, opened=stepwise_state().opened), 160_000)
 
 
 def test_a_state_between_passes_keeps_every_bit(tmp_path):

@@ -18,8 +18,9 @@ _POWER_ITERATIONS = 4
 _OFFSET = 0.7
 _SMALLEST_HALF = 5
 _PRIOR_ROWS = 4
-_VALUES = 1 << 18
-"""Numbers of one component's rows that are looked at; more of them say the same."""
+_VALUES = 1 << 16
+_FEWEST_ROWS = 128
+"""Numbers of one component's rows that are looked at, but so many rows at least; more of them say the same."""
 
 _COPIES = 10
 
@@ -66,7 +67,7 @@ def split_best(
 
     def halved(component: int) -> Halves:
         own = order[edges[component] : edges[component + 1]]
-        looked_at = own[:: max(1, -(-own.size * mixture.n_features // _VALUES))]
+        looked_at = own[:: max(1, -(-len(own) // _most_rows(mixture.n_features)))]
         x, w = values(rows)[looked_at].astype(np.float64), weights[looked_at]
         return split(mixture, component, x, w * (len(own) / max(1, len(looked_at))), axes[component])
 
@@ -87,7 +88,12 @@ def split_best(
 
 def split_bytes(n_rows: int, n_features: int, workers: int) -> int:
     """Memory that `split_best` takes: labels and order of the rows, and what each worker looks at, in fp64."""
-    return 32 * n_rows + (workers + 1) * _COPIES * 8 * max(_VALUES, n_features * (n_features + 1))
+    numbers = n_features * max(_most_rows(n_features), n_features)
+    return 32 * n_rows + (workers + 1) * _COPIES * 8 * numbers
+
+
+def _most_rows(n_features: int) -> int:
+    return max(_VALUES // n_features, _FEWEST_ROWS)
 
 
 def split(mixture: Mixture, component: int, x: Float64Array, weights: Float64Array, axis: Float64Array) -> Halves:

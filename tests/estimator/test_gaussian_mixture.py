@@ -299,3 +299,16 @@ def test_extreme_units_give_the_same_mixture(kind, scale):
     scaled = fitted(GaussianMixture(3, **start), X * scale)
     np.testing.assert_allclose(scaled.weights_, plain.weights_, rtol=1e-4)
     np.testing.assert_allclose(scaled.means_ / scale, plain.means_, rtol=1e-3, atol=1e-3)
+
+
+def test_few_passes_by_stepwise_em_and_no_warning_for_it():
+    x = clustered(60_000, 5, 3).astype(np.float32)
+    few = GaussianMixture(5, covariance_type="diag", algorithm="stepwise", random_state=0, device="cpu").fit(x)
+    assert few.n_iter_ == 4
+    assert not few.converged_
+    many = GaussianMixture(5, covariance_type="diag", random_state=0, device="cpu").fit(x)
+    assert few.score(x) > many.score(x) - 0.01
+    auto = GaussianMixture(5, covariance_type="diag", algorithm="auto", random_state=0, device="cpu").fit(x)
+    np.testing.assert_array_equal(auto.means_, few.means_)
+    with pytest.raises(ValueError, match="algorithm"):
+        GaussianMixture(algorithm="fast").fit(x)

@@ -48,7 +48,8 @@ def quietly(estimator, x, **arguments):
 def test_parameters_and_defaults_are_scikit_learns_and_come_first():
     theirs, ours = Peer().get_params(), GaussianMixture().get_params()
     assert {name: ours[name] for name in theirs} == theirs
-    assert set(ours) - set(theirs) == {"device", "precision", "memory_limit", "chunk_rows", "checkpoint"}
+    own = {"device", "precision", "memory_limit", "chunk_rows", "checkpoint", "algorithm"}
+    assert set(ours) - set(theirs) == own
 
 
 @pytest.mark.parametrize(
