@@ -3,13 +3,15 @@
     python tools/bench_passes.py [--data patches,sift,text,heavy,imbalanced] [-k 32,256,1024] [--seeds 0,1,2]
                                  [--methods REGEX] [--covariance diag] [--sorted] [--output FILE]
     python tools/bench_passes.py --table FILE [--plot curves.svg]
+    python tools/bench_passes.py --write FOLDER [--data sift] [--sorted]
 
 Every method starts from the same uniform sample of a tenth of the rows, for which one whole pass is counted, and
 counts each row it reads after that. The baseline is 30 full-batch iterations from k-means seeds on the sample. One line
 of JSON a run: ``curve`` is the mean log-likelihood of 10,000 rows held out, before the first pass after the sample and
 after each. A run that is in FILE already is not repeated. ``--sorted`` has the rows sorted by cluster instead, and
 full-batch EM from the same start for a baseline. The data sets are made from what ships with the packages installed,
-and kept in --cache. One compute thread.
+and kept in --cache. One compute thread. ``--write`` only leaves them in FOLDER as ``NAME.npy`` and
+``NAME_held_out.npy``, for `streamgmm fit` and `score`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 from passes_bench.curves import plot
 from passes_bench.datasets import MAKERS, DataSet, data_set, sorted_by_cluster
@@ -52,6 +55,12 @@ def run(data: DataSet, n_components: int, seed: int, covariance_type: str, name:
     }
 
 
+def write(data: DataSet, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / f"{data.name}.npy", data.training)
+    np.save(folder / f"{data.name}_held_out.npy", data.held_out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=",".join(MAKERS))
@@ -65,7 +74,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("/tmp/bench_passes.jsonl"))
     parser.add_argument("--table", type=Path, help="only print tables of the runs in this file")
     parser.add_argument("--plot", type=Path, help="with --table: draw the curves too")
+    parser.add_argument("--write", type=Path, help="only write the data sets into this folder")
     arguments = parser.parse_args()
+    if arguments.write:
+        for name in arguments.data.split(","):
+            data = data_set(name, arguments.cache, arguments.rows)
+            write(sorted_by_cluster(data) if arguments.sorted else data, arguments.write)
+        return
     if arguments.table:
         runs = [json.loads(line) for line in arguments.table.read_text().splitlines()]
         baseline = SORTED_BASELINE if arguments.sorted else BASELINE
