@@ -140,6 +140,7 @@ def test_a_checkpoint_within_a_pass_is_taken_up_at_its_step(tmp_path):
     assert seen[0][1] > 0
 
 
+@pytest.mark.long
 def test_killed_and_resumed_in_other_processes(undisturbed, tmp_path):
     np.save(tmp_path / "x.npy", ROWS)
     program = (
