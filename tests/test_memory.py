@@ -139,3 +139,10 @@ def test_bfloat16_moves_two_bytes_a_value_and_is_sampled_as_float32():
         bfloat16, float16 = (planned(Imagined(10**6, 300, t), problem, None, chunk_rows, 2) for t in ("V2", "f2"))
         assert bfloat16.chunk_rows == float16.chunk_rows == chunk_rows
         assert bfloat16.needed - float16.needed == 2 * 300 * sampled
+
+
+def test_growing_on_the_sample_counts_too():
+    source, problem, wishes = Imagined(10**6, 32), Problem(64, 32, "diag"), Wishes(None, 4096, 4, 2)
+    plain, growing = (plan_fit(source, [problem], CPU, wishes, growth=growth).needed for growth in (0, 64 << 20))
+    assert growing > plain
+    assert growing > 64 << 20

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from streamgmm.errors import DataError, RequestError
 from streamgmm.frame import frame_of
 from streamgmm.io.sources.array import ArraySource
+from streamgmm.io.sources.base import Source
 from streamgmm.io.sources.concat import ConcatSource
 from streamgmm.seeding import INIT_METHODS, Start, draw_sample, first_mixture, sample_size, uniform_rows
 from tests.oracles import COVARIANCE_TYPES, clustered
@@ -107,3 +108,26 @@ def test_unknown_method_and_bad_rows_are_refused():
     x[17, 1] = np.nan
     with pytest.raises(DataError, match="row 17 of array: column 1 is nan"):
         draw_sample(ArraySource(x), 2, seed=0)
+
+
+def test_rows_beside_the_sample_come_with_it_and_no_row_is_read_twice():
+    x = np.random.default_rng(0).normal(size=(5000, 3)).astype(np.float32)
+    beside = np.arange(100, 400)
+    alone, drawn = draw_sample(ArraySource(x), 3, seed=0), draw_sample(ArraySource(x), 3, 0, None, beside)
+    np.testing.assert_array_equal(drawn.rows, alone.rows)
+    np.testing.assert_array_equal(drawn.rows, x[drawn.indices])
+    np.testing.assert_array_equal(drawn.beside, x[beside])
+    assert drawn.rows_read <= len(x)
+    some = drawn.where(drawn.indices % 2 == 0)
+    np.testing.assert_array_equal(some.rows, x[some.indices])
+
+
+class InChunksOfFour(ArraySource):
+    read_granule = 4
+    gather = Source.gather
+
+
+def test_a_last_chunk_counts_for_the_rows_that_it_has():
+    source = InChunksOfFour(np.zeros((10, 1)))
+    assert source.gather(np.array([1, 9]))[1] == 6
+    assert source.gather(np.arange(10))[1] == 10
