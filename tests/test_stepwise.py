@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgmm import algorithm
 from streamgmm.algorithm import course_of, rows_to_judge_order
-from streamgmm.errors import DataError, RequestError
+from streamgmm.checkpoint import newest
+from streamgmm.errors import DataError, Interrupted, RequestError
 from streamgmm.fitting import assist, fit
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.array import ArraySource
@@ -27,6 +29,7 @@ from streamgmm.seeding import Start
 from streamgmm.state import TrainingState
 from streamgmm.steps.stepwise import Schedule
 from tests.oracles import COVARIANCE_TYPES, clustered
+from tests.test_distributed import Stopped, only
 from tests.test_training import Killed, KilledAt, with_device_memory_for
 from tests.worlds import run_world
 
@@ -177,6 +180,27 @@ def test_several_processes_share_every_step(size, undisturbed, tmp_path):
     assert isinstance(result, FitResult), result
     assert result.mixture.digest == undisturbed["diag"].mixture.digest
     assert result.lower_bounds == undisturbed["diag"].lower_bounds
+
+
+def test_stopped_within_a_pass_and_resumed_by_other_processes(undisturbed, tmp_path):
+    def work(progress):
+        def one(world):
+            asked, source = request(chunk_rows=1024), ArraySource(ROWS)
+            if world.leads:
+                return fit(source, asked, tmp_path / "run", progress(world.rank), world=world)
+            return assist(source, asked, progress(world.rank), world=world)
+
+        return one
+
+    for size, rank, chunks in ((3, 2, 30), (2, 0, 45)):
+        outcome = run_world(size, work(only(rank, Stopped(chunks))))[0]
+        assert isinstance(outcome, Interrupted), outcome
+    state = newest(tmp_path / "run" / "checkpoints", torch.device("cpu"), print)[0][0]
+    assert state.course.is_stepwise(state.number)
+    assert state.rows_summed(len(ROWS)) > 0
+    result = run_world(4, work(lambda rank: Progress()))[0]
+    assert isinstance(result, FitResult), result
+    assert result.mixture.digest == undisturbed["diag"].mixture.digest
 
 
 def test_out_of_device_memory_takes_smaller_chunks_and_the_same_bits(undisturbed, monkeypatch):
