@@ -227,6 +227,9 @@ def test_a_shuffled_run_resumes_to_the_same_bits(undisturbed_shuffled, tmp_path)
     rows = clusters_in_order()
     with pytest.raises(Killed):
         fit(ArraySource(rows), request(checkpoint_every=0.0), tmp_path / "run", KilledAt(700))
+    course = newest(tmp_path / "run" / "checkpoints", torch.device("cpu"), print)[0][0].course
+    assert course.shuffled
+    assert course.first_window >= 128 * course.region_rows
     result = fit(ArraySource(rows), request(chunk_rows=256), tmp_path / "run")
     assert result.mixture.digest == undisturbed_shuffled.mixture.digest
 
