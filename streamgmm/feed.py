@@ -61,7 +61,9 @@ class Feed:
 
         Every row comes with checksums again, as far ahead as they were asked for.
         """
-        rows = round_chunk_rows(max(self.chunk_rows // 2, self._granule), self._granule)
+        # Half of what was too much: a step's spans may be far shorter than a chunk could be.
+        longest = max(span.rows for span in self._step)
+        rows = round_chunk_rows(max(min(self.chunk_rows, longest) // 2, self._granule), self._granule)
         if rows >= self.chunk_rows:
             return False
         self._stop()
