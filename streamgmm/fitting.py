@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from streamgmm.errors import DataError, RunError
 from streamgmm.estep import bind
 from streamgmm.evaluation import Evaluation, evaluate
 from streamgmm.feed import Feed
-from streamgmm.frame import frame_of
+from streamgmm.frame import frames_of
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
 from streamgmm.io.traffic import bottleneck
 from streamgmm.kernels import Problem
+from streamgmm.kernels.tiled import n_row_features
 from streamgmm.memory import MemoryPlan, Wishes, plan_fit
 from streamgmm.mixture import Mixture
 from streamgmm.parallel import one_thread
@@ -377,9 +379,8 @@ def _finished(run: RunFolder, request: FitRequest) -> FitResult | None:
 def _seeded(job: _Job, sample: Sample, rows: torch.Tensor) -> TrainingState:
     """Candidates to start from, size by size."""
     request, workers = job.request, job.workers
-    frame = frame_of(sample.rows, request.covariance_type)
-    # One scale for all features: seeding measures distances in the data's own proportions.
-    seeding_frame = frame_of(sample.rows, "spherical")
+    # For seeding one scale for all features: it measures distances in the data's own proportions.
+    frame, seeding_frame = frames_of(sample.rows, request.covariance_type, "spherical")
     weights = None if sample.weights is None else torch.from_numpy(sample.weights).to(rows.device)
 
     def first(n_components: int, start: int) -> Mixture:
@@ -402,7 +403,11 @@ def _seeded(job: _Job, sample: Sample, rows: torch.Tensor) -> TrainingState:
             weights,
         )
 
-    candidates = tuple(
-        Candidate(first(k, i), first_precision(request.precision)) for k in request.sizes for i in range(request.n_init)
-    )
+    def precision(n_components: int) -> str:
+        n, d = job.source.shape
+        problem = Problem(n_components, d, request.covariance_type)
+        on_cpu = job.device.type == "cpu"
+        return first_precision(request.precision, n * n_components * n_row_features(problem) if on_cpu else inf)
+
+    candidates = tuple(Candidate(first(k, i), precision(k)) for k in request.sizes for i in range(request.n_init))
     return TrainingState(candidates, frame, rows_read=sample.rows_read)

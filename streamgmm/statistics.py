@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain, pairwise
 
 import torch
@@ -163,10 +164,7 @@ class SummationTree:
     @classmethod
     def over(cls, n_samples: int) -> SummationTree:
         """The tree of a pass over ``n_samples`` rows in which nothing but empty segments is summed."""
-        tree = cls()
-        for segment, (first, last) in enumerate(segment_bounds(n_samples)):
-            tree = tree.place(segment, None) if first == last else tree
-        return tree
+        return _empty_tree(n_samples)
 
     @property
     def finished(self) -> frozenset[int]:
@@ -224,6 +222,15 @@ class SummationTree:
 
 
 _ROOT = (SEGMENTS.bit_length() - 1, 0)
+
+
+@lru_cache
+def _empty_tree(n_samples: int) -> SummationTree:
+    """Every pass over as many rows begins with it."""
+    tree = SummationTree()
+    for segment, (first, last) in enumerate(segment_bounds(n_samples)):
+        tree = tree.place(segment, None) if first == last else tree
+    return tree
 
 
 def _leaves(node: tuple[int, int]) -> range:

@@ -15,19 +15,25 @@ _Task: TypeAlias = "tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | No
 
 
 class Readers:
-    """As `concurrent.futures.ThreadPoolExecutor`, with daemon threads: that one joins its threads at exit, for ever."""
+    """As `concurrent.futures.ThreadPoolExecutor`, with daemon threads: that one joins its threads at exit, for ever.
+
+    A thread starts with the first task for it: small data in memory needs one.
+    """
 
     def __init__(self, threads: int) -> None:
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
-        self._threads = [Thread(target=self._work, name=f"streamgmm-read_{i}", daemon=True) for i in range(threads)]
+        self._most = threads
+        self._threads: list[Thread] = []
         self._closed = False
-        for thread in self._threads:
-            thread.start()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """Call ``function`` on one of the threads, after all that was submitted before has begun."""
         future: Future[Result] = Future()
         self._tasks.put((future, function, arguments))
+        if len(self._threads) < self._most:
+            name = f"streamgmm-read_{len(self._threads)}"
+            self._threads.append(Thread(target=self._work, name=name, daemon=True))
+            self._threads[-1].start()
         return future
 
     def close(self, patience: float) -> bool:

@@ -30,7 +30,7 @@ from streamgmm.io.plan import Span
 from streamgmm.io.readers import Readers
 from streamgmm.io.residency import Tier, cached_rows
 from streamgmm.io.sources.base import Rows, Source
-from streamgmm.io.traffic import Traffic, bytes_from_storage
+from streamgmm.io.traffic import Traffic
 
 SLOTS = 3
 """Host slots: one being used or copied, one full, one being filled."""
@@ -108,7 +108,6 @@ class Ring:
         self._words: list[str] = []
         self._told = False
         self.traffic = Traffic()
-        self._storage_before = bytes_from_storage()
         on_gpu = device.type == "cuda"
         rows = min(chunk_rows, source.shape[0])
         self._slots = [_slot(source, rows, pinned=on_gpu) for _ in range(SLOTS)]
@@ -317,7 +316,6 @@ class Ring:
         self._on_host.hold(item.span)
         traffic.rows += item.span.rows
         traffic.bytes_read += item.rows.nbytes
-        traffic.bytes_from_disk = bytes_from_storage() - self._storage_before
 
     def _count_resident(self, item: _Reading) -> None:
         self.traffic.rows += item.span.rows
