@@ -239,6 +239,7 @@ def _feed(job: _Job) -> Feed:
             plan.threads,
             host_memory=host,
             device_memory=spare,
+            recheck=request.recheck,
             notify=job.progress.warn,
         )
 

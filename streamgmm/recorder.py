@@ -10,7 +10,7 @@ from streamgmm.checkpoint import History
 from streamgmm.errors import Interrupted
 from streamgmm.io.ring import Ring
 from streamgmm.run import RunFolder
-from streamgmm.state import TrainingState
+from streamgmm.state import TrainingState, settled
 
 
 class Progress:
@@ -95,13 +95,16 @@ class Recorder:
             self._run.write_history(self.history)
 
     def _hand_over(self, state: TrainingState) -> None:
+        if self._checkpoints is None:
+            return
+        state = settled(state, self._n_samples)
         done = self._done(state)
-        if self._checkpoints is not None and done != self._saved:
+        if done != self._saved:
             self._checkpoints.save(state, self.history)
             self._saved = done
 
     def _done(self, state: TrainingState) -> tuple[int, int, int]:
-        """How far ``state`` is: updates, rows of the pass under way, and rows read, which only grow."""
+        """How far ``state`` is: updates, rows of the pass under way, and rows read."""
         return state.n_iter, state.rows_summed(self._n_samples), state.rows_read
 
     def _record(self, state: TrainingState) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,6 +11,15 @@ from threading import Thread
 from typing import Any, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
+
+_LEAST_THREADS, _MOST_THREADS = 4, 16
+
+
+def reader_threads() -> int:
+    """How many threads read unless the user says: one a core, and no fewer than keep a disk's queue filled."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores, _LEAST_THREADS), _MOST_THREADS)
+
 
 _Task: TypeAlias = "tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None"
 

@@ -80,6 +80,9 @@ class Ring:
         past the page cache. None: nothing is kept, and caching is left to the system.
     device_memory : int
         Bytes of a GPU's memory, besides the buffers, that keep the first chunks.
+    recheck : bool
+        Whether rows that are not in memory come with checksums whenever they are read, not only where `stream` asks
+        for them.
     notify : callable, optional
         Told, in a line, what the user should know: a read that stalls (again after every ``stall_seconds``), a file
         system without ``O_DIRECT``. Called from `stream`; what it raises ends the stream.
@@ -95,12 +98,14 @@ class Ring:
         *,
         host_memory: int | None = None,
         device_memory: int = 0,
+        recheck: bool = False,
         notify: Callable[[str], None] | None = None,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self._source = source
         self._device = device
         self._threads = threads
+        self._recheck = recheck and source.view(0, 1) is None
         self._readers = Readers(threads)
         self._notify = notify or (lambda text: None)
         self._stall_seconds = stall_seconds
@@ -252,7 +257,8 @@ class Ring:
             if kept is None or not self._on_host.holds(span):
                 pieces = self._submit(span, as_rows(rows))
         # Queued behind the pieces that it waits for, so it never holds the thread they need.
-        units = self._readers.submit(_units_of, pieces, as_rows(rows)) if checked else None
+        wanted = checked or (self._recheck and bool(pieces))
+        units = self._readers.submit(_units_of, pieces, as_rows(rows)) if wanted else None
         return _Reading(span, slot, rows, pieces, units, place=None if place is None else self._typed(place))
 
     def _rows_in_memory(self, span: Span) -> Tensor | None:
