@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from streamgmm.estep import bind
 from streamgmm.evaluation import Evaluation, evaluate
 from streamgmm.exchangeability import run_bytes
 from streamgmm.feed import Feed
-from streamgmm.frame import Frame, frame_of
+from streamgmm.frame import Frame, frames_of
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
 from streamgmm.io.traffic import bottleneck
 from streamgmm.kernels import Problem
+from streamgmm.kernels.tiled import n_row_features
 from streamgmm.memory import MemoryPlan, Wishes, plan_fit
 from streamgmm.mixture import Mixture
 from streamgmm.parallel import one_thread
@@ -277,6 +279,7 @@ def _feed(job: _Job) -> Feed:
             plan.threads,
             host_memory=host,
             device_memory=spare,
+            recheck=request.recheck,
             notify=job.progress.warn,
         )
 
@@ -448,9 +451,8 @@ def _watch(job: _Job, sample: Sample) -> Watch | None:
 def _seeded(job: _Job, sample: Sample, course: Course, check_rows: torch.Tensor) -> TrainingState:
     """Candidates to start from, size by size."""
     request = job.request
-    frame = frame_of(sample.rows, request.covariance_type)
-    # One scale for all features: seeding measures distances in the data's own proportions.
-    seeding_frame = frame_of(sample.rows, "spherical")
+    # For seeding one scale for all features: it measures distances in the data's own proportions.
+    frame, seeding_frame = frames_of(sample.rows, request.covariance_type, "spherical")
     rows_read, stepwise = sample.rows_read, course.planned_passes > 0
     if stepwise:
         sample = sample.where(~_watched(job, sample))
@@ -459,8 +461,15 @@ def _seeded(job: _Job, sample: Sample, course: Course, check_rows: torch.Tensor)
         mixtures = [_grown(job, sample, frame, first(first_size(request.sizes[0]), 0), check_rows)]
     else:
         mixtures = [first(k, i) for k in request.sizes for i in range(request.n_init)]
-    precision = first_precision(request.precision)
-    return TrainingState(tuple(Candidate(mixture, precision) for mixture in mixtures), frame, rows_read=rows_read)
+    candidates = tuple(Candidate(mixture, _first_precision(job, mixture.n_components)) for mixture in mixtures)
+    return TrainingState(candidates, frame, rows_read=rows_read)
+
+
+def _first_precision(job: _Job, n_components: int) -> str:
+    n, d = job.source.shape
+    problem = Problem(n_components, d, job.request.covariance_type)
+    on_cpu = job.device.type == "cpu"
+    return first_precision(job.request.precision, n * n_components * n_row_features(problem) if on_cpu else inf)
 
 
 def _first(job: _Job, sample: Sample, frame: Frame) -> Callable[[int, int], Mixture]:

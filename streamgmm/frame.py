@@ -83,13 +83,19 @@ class Frame:
 
 def frame_of(sample: np.ndarray, covariance_type: str) -> Frame:
     """The frame that centres ``sample`` (n, D) and brings its features near unit deviation."""
+    return frames_of(sample, covariance_type)[0]
+
+
+def frames_of(sample: np.ndarray, *covariance_types: str) -> tuple[Frame, ...]:
+    """`frame_of` for each of ``covariance_types``, from one look at ``sample``."""
     values = np.asarray(sample, dtype=np.float64)
     mean = values.mean(axis=0)
     # In units of the range, so that squares neither overflow nor underflow; a constant feature has no deviation.
     extent = np.ptp(values, axis=0)
     unit = np.where(extent > 0, extent, np.inf)
     deviation = np.where(extent > 0, extent, 0.0) * np.sqrt(np.mean(((values - mean) / unit) ** 2, axis=0))
-    if covariance_type == "spherical":
-        peak = deviation.max() or 1.0
-        deviation = np.full_like(deviation, peak * np.sqrt(np.mean((deviation / peak) ** 2)))
-    return Frame.about(mean, deviation, sample.dtype)
+    peak = deviation.max() or 1.0
+    common = np.full_like(deviation, peak * np.sqrt(np.mean((deviation / peak) ** 2)))
+    return tuple(
+        Frame.about(mean, common if kind == "spherical" else deviation, sample.dtype) for kind in covariance_types
+    )

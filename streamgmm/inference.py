@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import fsum
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from streamgmm.errors import NumericalError, RequestError
 from streamgmm.frame import Frame
 from streamgmm.io.bfloat16 import as_tensor
 from streamgmm.io.plan import Span, plan_chunks
+from streamgmm.io.readers import reader_threads
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import Kernel, Problem, TopComponents, select_kernel
@@ -62,7 +63,7 @@ class InferenceSettings:
     precision: str = "auto"
     memory_limit: int | None = None
     chunk_rows: int | None = None
-    threads: int = 4
+    threads: int = field(default_factory=reader_threads)
     host_memory: int | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ MAX_STATISTIC = 1e-3
 
 CHECK_ROWS = 1024
 """Rows of the seeding sample on which ``auto`` compares a kernel with fp64 at every iteration."""
+
+_WORTH_CHECKING = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,15 @@ class Deviation:
         return self.mean_absolute <= MAX_MEAN_ABSOLUTE and self.bias <= MAX_BIAS and self.statistic <= MAX_STATISTIC
 
 
-def first_precision(requested: str) -> str:
-    """The precision a run starts in."""
-    return PRECISIONS[0] if requested == "auto" else requested
+def first_precision(requested: str, products: float = inf) -> str:
+    """The precision a run starts in.
+
+    Where a pass on a CPU takes so few ``products`` (rows × components × features of φ), ``auto`` is fp64 throughout:
+    comparing float32 with it at every iteration would cost more than float32 saves.
+    """
+    if requested != "auto":
+        return requested
+    return PRECISIONS[-1] if products < _WORTH_CHECKING else PRECISIONS[0]
 
 
 def next_precision(precision: str) -> str | None:

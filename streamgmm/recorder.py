@@ -13,7 +13,7 @@ from streamgmm.errors import Interrupted
 from streamgmm.io.ring import Ring
 from streamgmm.passes import steps_of
 from streamgmm.run import RunFolder
-from streamgmm.state import TrainingState
+from streamgmm.state import TrainingState, settled
 from streamgmm.steps.watch import Look
 
 
@@ -108,13 +108,16 @@ class Recorder:
         return self._checkpoints is not None and time.perf_counter() - self._last_saved >= self._every
 
     def _hand_over(self, state: TrainingState) -> None:
+        if self._checkpoints is None:
+            return
+        state = settled(state, self._n_samples)
         done = self._done(state)
-        if self._checkpoints is not None and done != self._saved:
+        if done != self._saved:
             self._checkpoints.save(state, self.history)
             self._saved = done
 
     def _done(self, state: TrainingState) -> tuple[int, int, int]:
-        """How far ``state`` is: updates, rows of the pass under way, and rows read, which only grow."""
+        """How far ``state`` is: updates, rows of the pass under way, and rows read."""
         return state.n_iter, state.rows_summed(self._n_samples), state.rows_read
 
     def _record(self, state: TrainingState, look: Look | None) -> None:

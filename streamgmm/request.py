@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from streamgmm.errors import RequestError
+from streamgmm.io.readers import reader_threads
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS
 from streamgmm.mixture import COVARIANCE_TYPES, covariance_shape
@@ -24,8 +25,8 @@ _FORMAT = 1
 class FitRequest:
     """Everything a user can ask of a fit. Defaults are those of scikit-learn where it has the parameter.
 
-    ``memory_limit``, ``host_memory``, ``chunk_rows``, ``threads`` and ``checkpoint_every`` change only speed and
-    memory; ``criterion`` only which of several sizes is called the best. The others change the result.
+    ``memory_limit``, ``host_memory``, ``chunk_rows``, ``threads``, ``checkpoint_every`` and ``recheck`` change only
+    speed and memory; ``criterion`` only which of several sizes is called the best. The others change the result.
 
     Attributes
     ----------
@@ -43,6 +44,8 @@ class FitRequest:
         What to do about components that own no row; `steps.collapse` has the list.
     split_to : int or None
         Grow to so many components by splitting the heaviest whenever the mixture has converged.
+    recheck : bool
+        Whether rows that are read again are compared with the first pass, wherever they are not in memory.
     algorithm : {'em', 'stepwise', 'auto'}
         ``stepwise`` grows the mixture on the sample and then updates it fifty times a pass; `algorithm` has the choice
         that ``auto`` makes. Without ``max_passes`` it ends after four passes of training.
@@ -65,8 +68,9 @@ class FitRequest:
     memory_limit: int | None = None
     host_memory: int | None = None
     chunk_rows: int | None = None
-    threads: int = 4
+    threads: int = field(default_factory=reader_threads)
     checkpoint_every: float = 60.0
+    recheck: bool = True
     model: str = "gmm"
     weights: Source | None = None
     holdout: float = 0.0

@@ -43,6 +43,13 @@ class Start:
         """Whether anything is."""
         return any(value is not None for value in (self.weights, self.means, self.precisions))
 
+    def mixture(self, covariance_type: str) -> Mixture | None:
+        """What is given, if that is everything."""
+        if self.weights is None or self.means is None or self.precisions is None:
+            return None
+        weights, means = (np.asarray(given, dtype=np.float64) for given in (self.weights, self.means))
+        return Mixture(weights, means, _covariances(self.precisions, covariance_type), covariance_type)
+
 
 def sample_size(n_samples: int, n_features: int, n_components: int) -> int:
     """Rows of the seeding sample: a function of the shape alone, so that memory limits never change a result."""
@@ -177,6 +184,8 @@ def first_mixture(
     weights : (n,) tensor, optional
         What each row counts; positive.
     """
+    if (given := start.mixture(covariance_type)) is not None:
+        return given
     points = _Points(frame.apply(sample, torch.float32), workers, weights)
     rng = np.random.default_rng(seed)
     pooled = _pooled(points, frame, n_components, covariance_type, reg_covar)
@@ -248,17 +257,20 @@ def _shrunk(mixture: Mixture, counts: Float64Array) -> Mixture:
 
 def _override(mixture: Mixture, start: Start) -> Mixture:
     """``mixture`` with the given parameters in place of its own."""
-    covariances = mixture.covariances
-    if start.precisions is not None:
-        precisions = np.asarray(start.precisions, dtype=np.float64)
-        flat = mixture.covariance_type in ("diag", "spherical")
-        covariances = 1.0 / precisions if flat else np.asarray(np.linalg.inv(precisions), dtype=np.float64)
+    kind = mixture.covariance_type
     return Mixture(
         mixture.weights if start.weights is None else np.asarray(start.weights, dtype=np.float64),
         mixture.means if start.means is None else np.asarray(start.means, dtype=np.float64),
-        covariances,
-        mixture.covariance_type,
+        mixture.covariances if start.precisions is None else _covariances(start.precisions, kind),
+        kind,
     )
+
+
+def _covariances(precisions: Float64Array, covariance_type: str) -> Float64Array:
+    """The inverses of precisions, fp64."""
+    exact = np.asarray(precisions, dtype=np.float64)
+    flat = covariance_type in ("diag", "spherical")
+    return 1.0 / exact if flat else np.asarray(np.linalg.inv(exact), dtype=np.float64)
 
 
 class _Points:

@@ -135,13 +135,21 @@ def best_of(candidates: Iterable[Candidate]) -> Candidate:
     return max(candidates, key=lambda candidate: candidate.lower_bounds[-1:] or (-math.inf,))
 
 
+def settled(state: TrainingState, n_samples: int) -> TrainingState:
+    """The state without segments whose rows may turn out to have changed; no row of theirs is counted twice."""
+    first = {span.segment: span.start for span in state.spans(n_samples)}
+    again = sum(opened.cursor - first[opened.segment] for opened in state.opened if opened.comparing)
+    kept = tuple(opened for opened in state.opened if not opened.comparing)
+    return replace(state, opened=kept, rows_read=state.rows_read - again)
+
+
 def snapshot(state: TrainingState) -> TrainingState:
-    """A copy on the host that further additions do not touch, without segments whose rows may have changed."""
+    """A copy on the host that further additions do not touch."""
 
     def copied(opened: OpenSegment) -> OpenSegment:
         return replace(opened, sums=tuple(sums.clone().to("cpu") for sums in opened.sums))
 
-    return replace(state, opened=tuple(copied(opened) for opened in state.opened if not opened.comparing))
+    return replace(state, opened=tuple(copied(opened) for opened in state.opened))
 
 
 def pack(state: TrainingState) -> tuple[dict[str, object], Arrays]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain, pairwise
 
 import torch
@@ -168,10 +169,7 @@ class SummationTree:
     @classmethod
     def of(cls, segments: Iterable[int]) -> SummationTree:
         """The tree in which only ``segments`` are yet to be summed; the others are empty."""
-        tree = cls()
-        for segment in sorted({*range(SEGMENTS)}.difference(segments)):
-            tree = tree.place(segment, None)
-        return tree
+        return _empty_tree(frozenset(segments))
 
     @property
     def finished(self) -> frozenset[int]:
@@ -229,6 +227,15 @@ class SummationTree:
 
 
 _ROOT = (SEGMENTS.bit_length() - 1, 0)
+
+
+@lru_cache
+def _empty_tree(segments: frozenset[int]) -> SummationTree:
+    """Every step over the same segments begins with it."""
+    tree = SummationTree()
+    for segment in range(SEGMENTS):
+        tree = tree if segment in segments else tree.place(segment, None)
+    return tree
 
 
 def _leaves(node: tuple[int, int]) -> range:

@@ -9,7 +9,15 @@ import torch
 from streamgmm.frame import frame_of
 from streamgmm.kernels.tiled import TiledKernel
 from streamgmm.mixture import Mixture
-from streamgmm.precision import CHECK_ROWS, Deviation, check_sample, choose_precision, deviation, next_precision
+from streamgmm.precision import (
+    CHECK_ROWS,
+    Deviation,
+    check_sample,
+    choose_precision,
+    deviation,
+    first_precision,
+    next_precision,
+)
 from tests.oracles import COVARIANCE_TYPES, clustered, random_mixture
 
 
@@ -71,6 +79,12 @@ def test_not_finite_is_never_acceptable():
 
 def test_order_of_precisions():
     assert [next_precision(p) for p in ("medium", "high", "highest")] == ["high", "highest", None]
+
+
+def test_little_work_is_done_in_fp64_at_once():
+    assert first_precision("auto") == first_precision("auto", 1e9) == "medium"
+    assert first_precision("auto", 1e6) == "highest"
+    assert first_precision("high", 1e6) == "high"
 
 
 @pytest.mark.parametrize("n", [1, 100, CHECK_ROWS, CHECK_ROWS + 1, 10 * CHECK_ROWS - 3])

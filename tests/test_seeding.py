@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,18 @@ def test_given_parameters_are_taken_as_they_are(kind):
     assert np.array_equal(mixture.weights, start.weights)
     assert np.array_equal(mixture.means, x[:3])
     np.testing.assert_allclose(mixture.precisions, precisions, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+@pytest.mark.parametrize("left_out", ["weights", "means", "precisions"])
+def test_what_is_not_given_is_found(kind, left_out):
+    x = clustered(500, 3, 4)
+    found = seeded(x, 3, kind)
+    given = Start(found.weights[::-1].copy(), found.means + 0.5, 2 * found.precisions)
+    mixture = seeded(x, 3, kind, start=replace(given, **{left_out: None}))
+    for name in {"weights", "means", "precisions"} - {left_out}:
+        np.testing.assert_allclose(getattr(mixture, name), getattr(given, name), rtol=1e-9)
+    assert np.isfinite(getattr(mixture, left_out)).all()
 
 
 def test_unknown_method_and_bad_rows_are_refused():

@@ -17,6 +17,7 @@ from streamgmm.errors import DataError, NumericalError, RequestError, StreamGMME
 from streamgmm.fitting import fit
 from streamgmm.io.integrity import UNIT_ROWS, fold, unit_checksums
 from streamgmm.io.ring import Ring
+from streamgmm.io.sources import open_source
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.mixture import Mixture, covariance_shape
 from streamgmm.recorder import Progress
@@ -230,6 +231,44 @@ def test_data_that_changed_while_a_run_was_stopped_ends_it(row, chunks, tmp_path
     with pytest.raises(RequestError, match="changed"):
         fit(ArraySource(changed), request(**often), run)
     assert fit(ArraySource(ROWS), request(), run).mixture.digest == fit(ArraySource(ROWS), request()).mixture.digest
+
+
+class Meddling(Progress):
+    """Changes a value of a file after a number of chunks."""
+
+    def __init__(self, path: Path, chunks: int) -> None:
+        self._path, self._left = path, chunks
+
+    def chunk(self, state: TrainingState, n_samples: int, ring: Ring) -> None:
+        self._left -= 1
+        if self._left == 0:
+            rows = np.load(self._path, mmap_mode="r+")
+            rows[140_000, 2] += 0.5
+            rows.flush()
+
+
+@pytest.mark.parametrize("recheck", [True, False])
+def test_data_that_changes_between_passes_ends_the_run(recheck, tmp_path):
+    np.save(tmp_path / "x.npy", ROWS)
+    asked = request(chunk_rows=16_384, recheck=recheck, max_iter=5)
+    meddling = Meddling(tmp_path / "x.npy", 15)  # in the second of passes of ten chunks
+    if recheck:
+        with pytest.raises(DataError, match=r"x.npy: changed since the first pass, between .*row 131072"):
+            fit(open_source(tmp_path / "x.npy"), asked, progress=meddling)
+    else:
+        assert fit(open_source(tmp_path / "x.npy"), asked, progress=meddling).n_iter == 5
+
+
+@pytest.mark.parametrize("chunks", [4, 13, 18, 31])
+def test_rows_that_are_compared_again_are_counted_once(chunks, tmp_path):
+    np.save(tmp_path / "x.npy", ROWS)
+    often = request(chunk_rows=16_384, checkpoint_every=0.0)
+    whole = fit(open_source(tmp_path / "x.npy"), often)
+    with pytest.raises(Killed):
+        fit(open_source(tmp_path / "x.npy"), often, tmp_path / "run", KilledAt(chunks))
+    resumed = fit(open_source(tmp_path / "x.npy"), often, tmp_path / "run")
+    assert resumed.mixture.digest == whole.mixture.digest
+    assert (resumed.n_passes, resumed.bytes_read) == (whole.n_passes, whole.bytes_read)
 
 
 @given(st.integers(1, 3000), st.integers(1, 12))

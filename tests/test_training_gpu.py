@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,9 @@ def test_inference(kind):
 
 
 def test_device_memory_stays_within_the_limit():
+    gc.collect()
+    before = torch.cuda.memory_allocated()  # by other tests of this process
     torch.cuda.reset_peak_memory_stats()
     limit = 600 << 20
     result = fit(ArraySource(np.tile(ROWS, (6, 1))), request("diag", memory_limit=limit))
-    assert result.peak_device_bytes < limit
+    assert 0 < result.peak_device_bytes - before < limit

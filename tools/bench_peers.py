@@ -40,6 +40,9 @@ from threadpoolctl import threadpool_limits
 from streamgmm import GaussianMixture
 
 TYPES = ("full", "tied", "diag", "spherical")
+_SETTLING = 0.25
+"""Seconds before each fit: the threads of the BLAS that the one before used go on spinning for 0.2."""
+
 MAKERS = {"streamgmm": GaussianMixture, "scikit-learn": Peer}
 
 
@@ -87,6 +90,7 @@ class Case:
 
 
 def timed(estimator: Peer | GaussianMixture, x: np.ndarray, clock: Callable[[], float]) -> float:
+    time.sleep(_SETTLING)
     begun = clock()
     estimator.fit(x)
     return clock() - begun

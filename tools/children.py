@@ -46,7 +46,8 @@ class Children:
 
     def __enter__(self) -> Children:
         self._folder = Path(tempfile.mkdtemp(prefix="streamgmm-children-"))
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         self.has_faults = shutil.which("gcc") is not None
         if self.has_faults:
             library = self._folder / "faults.so"

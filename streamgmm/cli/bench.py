@@ -13,7 +13,7 @@ import click
 import numpy as np
 import torch
 
-from streamgmm.cli.options import as_json, one_path, print_result
+from streamgmm.cli.options import as_json, one_path, print_result, threads_option
 from streamgmm.device import compute_workers, resolve_device
 from streamgmm.estep import bind, e_step
 from streamgmm.inference import frame_of_mixture
@@ -47,7 +47,7 @@ _KERNEL_ROWS = 1 << 18
     help="Covariance type.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reader threads.")
+@threads_option
 @as_json
 def bench(data: tuple[str, ...], components: int, covariance: str, device: str, threads: int, as_json: bool) -> None:
     """Measure what limits a pass over DATA here: disk, decoding, link and kernel, each alone, and predict its time.

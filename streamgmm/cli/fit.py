@@ -96,6 +96,12 @@ class Sizes(click.ParamType[tuple[int, ...]]):
 )
 @click.option("--split-to", type=int, metavar="K", help="Grow to K by splitting the heaviest at each convergence.")
 @click.option("--checkpoint-every", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds.")
+@click.option(
+    "--recheck/--no-recheck",
+    default=True,
+    show_default=True,
+    help="Compare rows read in later passes with the first; costs time only where reading does not limit.",
+)
 @click.option("--fresh", is_flag=True, help="Move a run that is in RUN aside and start over.")
 @add_computing
 @as_json
@@ -120,6 +126,7 @@ def fit(
     collapse: str,
     split_to: int | None,
     checkpoint_every: float,
+    recheck: bool,
     fresh: bool,
     computing: Computing,
     as_json: bool,
@@ -151,6 +158,7 @@ def fit(
             chunk_rows=computing.chunk_rows,
             threads=computing.threads,
             checkpoint_every=checkpoint_every,
+            recheck=recheck,
             weights=None if weights is None else open_weights(weights, source.shape[0]),
             holdout=holdout,
             criterion=criterion,

@@ -13,11 +13,19 @@ import click
 from streamgmm.device import resolve_device
 from streamgmm.errors import RequestError
 from streamgmm.inference import InferenceSettings
+from streamgmm.io.readers import reader_threads
 from streamgmm.kernels import PRECISIONS
 from streamgmm.units import parse_bytes
 
 Command = Callable[..., Any]
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    default=reader_threads,
+    show_default="one a core, 4 to 16",
+    help="Reader threads.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of stdout.")
 
 
@@ -57,7 +65,7 @@ def computing(command: Command) -> Command:
         click.option("--memory", metavar="SIZE", help="Bound on device memory, or growth on a CPU, e.g. 4GiB."),
         click.option("--host-memory", metavar="SIZE", help="Host memory that keeps rows between passes, e.g. 16GiB."),
         click.option("--chunk-rows", type=click.IntRange(1), help="Rows moved at once; never changes a result."),
-        click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reader threads."),
+        threads_option,
     ]
 
     @wraps(command)

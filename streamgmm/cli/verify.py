@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from streamgmm.checkpoint import newest
-from streamgmm.cli.options import as_json, one_path, print_result
+from streamgmm.cli.options import as_json, one_path, print_result, threads_option
 from streamgmm.errors import DataError, RequestError
 from streamgmm.io.sources import Source, open_source
 from streamgmm.passes import Course
@@ -23,7 +23,7 @@ from streamgmm.verification import verify as verify_source
 @click.command(epilog="Example: streamgmm verify vectors.zarr --against run")
 @click.argument("data", nargs=-1, required=True, type=click.Path())
 @click.option("--against", metavar="RUN", type=click.Path(path_type=Path), help="Compare with what RUN was fitted on.")
-@click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reader threads.")
+@threads_option
 @as_json
 def verify(data: tuple[str, ...], against: Path | None, threads: int, as_json: bool) -> None:
     """Read all of DATA, compare every checksum there is, and list every bad chunk; exit 2 if there is one.

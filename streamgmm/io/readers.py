@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,23 +12,38 @@ from typing import Any, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
 
+_LEAST_THREADS, _MOST_THREADS = 4, 16
+
+
+def reader_threads() -> int:
+    """How many threads read unless the user says: one a core, and no fewer than keep a disk's queue filled."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores, _LEAST_THREADS), _MOST_THREADS)
+
+
 _Task: TypeAlias = "tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None"
 
 
 class Readers:
-    """As `concurrent.futures.ThreadPoolExecutor`, with daemon threads: that one joins its threads at exit, for ever."""
+    """As `concurrent.futures.ThreadPoolExecutor`, with daemon threads: that one joins its threads at exit, for ever.
+
+    A thread starts with the first task for it: small data in memory needs one.
+    """
 
     def __init__(self, threads: int) -> None:
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
-        self._threads = [Thread(target=self._work, name=f"streamgmm-read_{i}", daemon=True) for i in range(threads)]
+        self._most = threads
+        self._threads: list[Thread] = []
         self._closed = False
-        for thread in self._threads:
-            thread.start()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """Call ``function`` on one of the threads, after all that was submitted before has begun."""
         future: Future[Result] = Future()
         self._tasks.put((future, function, arguments))
+        if len(self._threads) < self._most:
+            name = f"streamgmm-read_{len(self._threads)}"
+            self._threads.append(Thread(target=self._work, name=name, daemon=True))
+            self._threads[-1].start()
         return future
 
     def close(self, patience: float) -> bool:

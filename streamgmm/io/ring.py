@@ -30,7 +30,7 @@ from streamgmm.io.plan import Span
 from streamgmm.io.readers import Readers
 from streamgmm.io.residency import Tier, cached_rows
 from streamgmm.io.sources.base import Rows, Source
-from streamgmm.io.traffic import Traffic, bytes_from_storage
+from streamgmm.io.traffic import Traffic
 
 SLOTS = 3
 """Host slots: one being used or copied, one full, one being filled."""
@@ -80,6 +80,9 @@ class Ring:
         past the page cache. None: nothing is kept, and caching is left to the system.
     device_memory : int
         Bytes of a GPU's memory, besides the buffers, that keep the first chunks.
+    recheck : bool
+        Whether rows that are not in memory come with checksums whenever they are read, not only where `stream` asks
+        for them.
     notify : callable, optional
         Told, in a line, what the user should know: a read that stalls (again after every ``stall_seconds``), a file
         system without ``O_DIRECT``. Called from `stream`; what it raises ends the stream.
@@ -95,12 +98,14 @@ class Ring:
         *,
         host_memory: int | None = None,
         device_memory: int = 0,
+        recheck: bool = False,
         notify: Callable[[str], None] | None = None,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self._source = source
         self._device = device
         self._threads = threads
+        self._recheck = recheck and source.view(0, 1) is None
         self._readers = Readers(threads)
         self._notify = notify or (lambda text: None)
         self._stall_seconds = stall_seconds
@@ -108,7 +113,6 @@ class Ring:
         self._words: list[str] = []
         self._told = False
         self.traffic = Traffic()
-        self._storage_before = bytes_from_storage()
         on_gpu = device.type == "cuda"
         rows = min(chunk_rows, source.shape[0])
         self._slots = [_slot(source, rows, pinned=on_gpu) for _ in range(SLOTS)]
@@ -253,7 +257,8 @@ class Ring:
             if kept is None or not self._on_host.holds(span):
                 pieces = self._submit(span, as_rows(rows))
         # Queued behind the pieces that it waits for, so it never holds the thread they need.
-        units = self._readers.submit(_units_of, pieces, as_rows(rows)) if checked else None
+        wanted = checked or (self._recheck and bool(pieces))
+        units = self._readers.submit(_units_of, pieces, as_rows(rows)) if wanted else None
         return _Reading(span, slot, rows, pieces, units, place=None if place is None else self._typed(place))
 
     def _rows_in_memory(self, span: Span) -> Tensor | None:
@@ -317,7 +322,6 @@ class Ring:
         self._on_host.hold(item.span)
         traffic.rows += item.span.rows
         traffic.bytes_read += item.rows.nbytes
-        traffic.bytes_from_disk = bytes_from_storage() - self._storage_before
 
     def _count_resident(self, item: _Reading) -> None:
         self.traffic.rows += item.span.rows

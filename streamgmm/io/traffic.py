@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 WAITING_SHARE = 0.1
@@ -27,9 +27,6 @@ class Traffic:
         Of these, the ones that passed through a codec or a conversion.
     bytes_uncached : int
         Of these, the ones read past the page cache.
-    bytes_from_disk : int
-        Bytes that the process fetched from storage meanwhile, as Linux counts them: read-ahead and all other files too.
-        The rest of ``bytes_read`` was in the page cache. 0 where the system does not tell.
     bytes_from_host, bytes_from_device : int
         Bytes of rows that lay resident in host or device memory.
     bytes_copied : int
@@ -40,13 +37,14 @@ class Traffic:
         Time that reader threads were at work, added up, and how much of it they were computing.
     seconds_copying : float
         Time that copies to the device took, on the device's clock.
+    storage_before : int
+        Bytes that the process had fetched from storage at the beginning.
     """
 
     rows: int = 0
     bytes_read: int = 0
     bytes_decoded: int = 0
     bytes_uncached: int = 0
-    bytes_from_disk: int = 0
     bytes_from_host: int = 0
     bytes_from_device: int = 0
     bytes_copied: int = 0
@@ -54,6 +52,15 @@ class Traffic:
     seconds_reading: float = 0.0
     seconds_decoding: float = 0.0
     seconds_copying: float = 0.0
+    storage_before: int = field(default_factory=lambda: bytes_from_storage())
+
+    @property
+    def bytes_from_disk(self) -> int:
+        """Bytes that the process fetched from storage meanwhile, as Linux counts: read-ahead and all other files too.
+
+        The rest of ``bytes_read`` was in the page cache. 0 where the system does not tell.
+        """
+        return bytes_from_storage() - self.storage_before
 
     @property
     def hit_rates(self) -> dict[str, float]:
