@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "streamgmm"
 
 LAYERS = [
     ["errors", "_version", "units", "parallel", "storage"],
+    ["transforms"],
     ["device", "mixture", "statistics", "frame"],
     ["io"],
     ["kernels"],
@@ -27,7 +28,7 @@ LAYERS = [
     ["inference", "verification", "run"],
     ["recorder", "result"],
     ["fitting", "report"],
-    ["ann", "estimator", "progress", "demo"],
+    ["ann", "estimator", "prepare", "progress", "demo"],
     ["cli"],
     ["__main__", "__init__"],
 ]
