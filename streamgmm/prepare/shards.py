@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -182,8 +183,8 @@ def put_all(descriptor: int, piece: bytes | memoryview) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Beside ``path``, of this process: what a stopped process still writes is never what another one renames."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Beside ``path``, like no other: what a task that was given up still writes is never what another one renames."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
 
 
 def digest_of(path: Path) -> str:

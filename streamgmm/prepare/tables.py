@@ -51,8 +51,7 @@ def open_tables(paths: Sequence[str], names: Sequence[str]) -> Partitions:
             if suffixes == {".csv"}:
                 frame = dataframe.read_csv(list(map(str, files)), blocksize=BLOCK_BYTES)
             else:
-                options = {"columns": wanted} if wanted else {}
-                frame = dataframe.read_parquet(list(map(str, files)), split_row_groups=True, **options)
+                frame = dataframe.read_parquet(list(map(str, files)), split_row_groups=True)
             found = of_frame(frame, wanted, paths[0])
     except DataError:
         raise
