@@ -19,6 +19,9 @@ _SLACK_BYTES = 8 << 20
 RUN_BYTES = 128 << 20
 """What a task of the shuffle sorts at once, its rows' numbers counted: the larger, the fewer reads gather a shard."""
 
+STAGING_COPIES = 3
+"""Of a partition that is computed and written."""
+
 _NUMBERS_BYTES = 64
 """A row's numbers while it is sorted or gathered: of itself, of its place, and of what they are ordered by."""
 
@@ -68,7 +71,7 @@ def workers_within(needs: int, memory: int, wanted: int) -> int:
     RequestError
         Not one fits; the message names the size that would do.
     """
-    fits = (memory - BASE_BYTES) // needs
+    fits = (memory - BASE_BYTES) // max(1, needs)
     if fits < 1:
         raise RequestError(
             f"--memory {format_bytes(memory)} is too little: one task needs {format_bytes(needs + BASE_BYTES)}; "

@@ -39,7 +39,7 @@ from streamgmm.prepare.job import (
     write_run,
     write_shard,
 )
-from streamgmm.prepare.memory import RUN_BYTES, Needs, rows_at_once, workers_within
+from streamgmm.prepare.memory import RUN_BYTES, STAGING_COPIES, Needs, rows_at_once, workers_within
 from streamgmm.prepare.moments import Moments
 from streamgmm.prepare.request import PrepareRequest, chosen, sibling
 from streamgmm.prepare.scheduling import Scheduler, open_scheduler
@@ -178,15 +178,19 @@ class _Preparation:
 
     def run(self, found: Reference | Partitions) -> Prepared:
         """Every stage; what an earlier call finished is compared with its digest and kept."""
-        begun, request = time.perf_counter(), self._request
+        begun, request, apart = time.perf_counter(), self._request, not self._scheduler.shares_memory
+        if self._scheduler.dashboard:
+            self._progress.tell(f"the scheduler's dashboard: {self._scheduler.dashboard}")
         if isinstance(found, Reference):
-            self._check(found.open())  # before anything is begun
+            # Before anything is begun.
+            self._check(found.open())
+            if apart:
+                found.travelling()
         self._workspace.begin(self._identity)
         reference = found if isinstance(found, Reference) else self._staged(found)
         source = reference.open()
         self._check(source)
         needs, workers = self._plan(source)
-        apart = not self._scheduler.shares_memory
         job = Job(reference.travelling() if apart else reference, self._folder, apart=apart)
         recipe, transformation, ranks = self._learned(job, source)
         outputs = (TRAIN, HELD_OUT) if request.holdout else (TRAIN,)
@@ -234,6 +238,9 @@ class _Preparation:
         def maker(part: int) -> Maker:
             return lambda: delayed(save_part, pure=False)(found.parts[part], found.to_rows, self._folder, part)
 
+        # A part, the rows it becomes, and what its graph holds meanwhile.
+        workers = workers_within(STAGING_COPIES * found.largest, self._request.memory, self._wanted)
+        self._scheduler.limit(workers)
         names = {staged_path("", part).as_posix(): part for part in range(len(found.parts))}
         try:
             self._produce("staging", {name: maker(part) for name, part in names.items()})
@@ -271,10 +278,14 @@ class _Preparation:
         if request.shuffle:
             row_bytes = widths[-1] * self._dtype(source).itemsize
             needs = needs.with_shuffle(row_bytes, request.shard_bytes, source.shape[0])
-        wanted = request.workers or len(os.sched_getaffinity(0))
-        workers = workers_within(needs.task, request.memory, wanted)
+        workers = workers_within(needs.task, request.memory, self._wanted)
         self._scheduler.limit(workers)
         return workers * needs.task, workers
+
+    @property
+    def _wanted(self) -> int:
+        """Tasks at once, where memory allows them."""
+        return self._request.workers or len(os.sched_getaffinity(0))
 
     def _dtype(self, source: Source) -> np.dtype[np.generic]:
         """Of the prepared rows."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -46,9 +48,26 @@ class _Local(Scheduler):
     def __init__(self, kind: str) -> None:
         self._kind, self._workers = kind, 1
         self.shares_memory = kind == "threads"
+        self._pool: Executor | None = None
 
     def limit(self, workers: int) -> None:
+        if workers != self._workers:
+            self.close()
         self._workers = workers
+
+    def _opened_pool(self) -> Executor:
+        # One for all stages: a process takes seconds to import what it needs, and spawned it shares no thread or lock.
+        if self._pool is None:
+            threads = self._kind == "threads"
+            context = get_context("spawn")
+            pool = ThreadPoolExecutor if threads else partial(ProcessPoolExecutor, mp_context=context)
+            self._pool = pool(self._workers)
+        return self._pool
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
 
     def run(self, tasks: Mapping[str, Delayed], done: Done) -> None:
         if not tasks:
@@ -61,7 +80,10 @@ class _Local(Scheduler):
 
         # A task's products must not wait for the cores that other tasks work on, nor their bits depend on how many.
         with threadpool_limits(1), Callback(posttask=noted):
-            dask.compute(*tasks.values(), scheduler=self._kind, num_workers=self._workers, optimize_graph=False)
+            pool = self._opened_pool()
+            dask.compute(
+                *tasks.values(), scheduler=self._kind, pool=pool, num_workers=self._workers, optimize_graph=False
+            )
 
 
 class _Cluster(Scheduler):
@@ -77,7 +99,7 @@ class _Cluster(Scheduler):
         futures = self._client.compute(list(tasks.values()), optimize_graph=False)
         names = {future.key: name for future, name in zip(futures, tasks, strict=True)}
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures, loop=self._client.loop):
                 done(names[future.key], future.result())
         except BaseException:
             with suppress(Exception):

@@ -50,7 +50,9 @@ def open_tables(paths: Sequence[str], names: Sequence[str]) -> Partitions:
         with dask.config.set({"dataframe.convert-string": False}):
             if suffixes == {".csv"}:
                 frame = dataframe.read_csv(list(map(str, files)), blocksize=BLOCK_BYTES)
+                largest = 4 * BLOCK_BYTES  # a number of a few digits becomes eight bytes, on its way more
             else:
+                largest = max(_largest_group(file) for file in files)
                 frame = dataframe.read_parquet(list(map(str, files)), split_row_groups=True)
             found = of_frame(frame, wanted, paths[0])
     except DataError:
@@ -59,7 +61,7 @@ def open_tables(paths: Sequence[str], names: Sequence[str]) -> Partitions:
     except Exception as error:
         raise DataError(f"{paths[0]}: cannot be read as a table ({reason_of(error)}); restore it") from error
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return Partitions(found.name, found.parts, str([states, wanted]), found.to_rows, 8 * BLOCK_BYTES)
+    return Partitions(found.name, found.parts, str([states, wanted]), found.to_rows, largest)
 
 
 def of_frame(frame: Any, names: Sequence[str], name: str) -> Partitions:
@@ -134,6 +136,14 @@ class ListRows:
         there = [np.ndim(cell) == 1 and cell is not None for cell in cells]
         whole[np.array(there)] = rows
         return whole
+
+
+def _largest_group(path: Path) -> int:
+    """Bytes of the largest row group of a Parquet file, decoded."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path)
+    return max((metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)), default=0)
 
 
 def _files(path: Path) -> list[Path]:
