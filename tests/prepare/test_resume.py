@@ -152,7 +152,7 @@ PLACES = [
     ("prepare/shards.py:ShardWriter._finish", 5),
     ("prepare/workspace.py:Workspace.note", 2),
     ("prepare/workspace.py:Workspace.publish", 1),
-    ("prepare/workspace.py:Workspace.clear", 2),
+    ("prepare/workspace.py:Workspace.clear", 1),
 ]
 
 
