@@ -106,6 +106,10 @@ def test_a_model_of_prepared_rows_takes_raw_ones(here, dtype):
     order = zarr.open_array("p.ids.zarr", mode="r")[:]
     assert raw.read(0, 5000)[order].tobytes() == ids[0].tobytes()
     estimator = GaussianMixture.load("run")
+    estimator.save("copy.safetensors")
+    GaussianMixture(2, max_iter=0, device="cpu").fit("p.zarr").save("own.safetensors")
+    for name in ("copy", "own"):
+        assert load_transformation(f"{name}.safetensors").digest == transformation.digest
     assert np.array_equal(estimator.predict(raw)[order], estimator.predict("p.zarr"))
 
 

@@ -16,14 +16,14 @@ from streamgmm.units import format_bytes
 if TYPE_CHECKING:
     from streamgmm.prepare import Prepared
 
-_EXAMPLES = (
-    "Examples: streamgmm prepare vectors.parquet vectors.zarr --steps drop,l2 --shuffle --ids. "
-    "streamgmm prepare base.fbin base.zarr --steps standardise,pca=32 --dtype float16 --holdout 0.05. "
+_EXAMPLE = (
+    "Example: streamgmm prepare vectors.parquet vectors.zarr --steps drop,l2 --shuffle --ids. "
+    "Or: streamgmm prepare base.fbin base.zarr --steps standardise,pca=32 --dtype float16 --holdout 0.05. "
     "Killed? The same command goes on where it stopped."
 )
 
 
-@click.command(epilog=_EXAMPLES)
+@click.command(epilog=_EXAMPLE)
 @click.argument("data", metavar="SRC...", nargs=-1, required=True, type=click.Path())
 @click.argument("destination", metavar="DST.zarr", type=click.Path(path_type=Path))
 @click.option(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streamgmm.prepare.preparation import Prepared, PrepareProgress, run_preparation
+from streamgmm.prepare.preparation import run_preparation
 from streamgmm.prepare.request import PrepareRequest, parse_columns, parse_steps
+from streamgmm.prepare.result import Prepared, PrepareProgress
 from streamgmm.prepare.steps import L2, Drop, Impute, Pca, Project, Standardise, Step, Whiten
 from streamgmm.units import parse_bytes
 

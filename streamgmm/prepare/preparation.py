@@ -14,126 +14,30 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from dask.delayed import Delayed, delayed
+from typing import Any
 
 from streamgmm.errors import DataError, RequestError
-from streamgmm.io.bfloat16 import BFLOAT16
 from streamgmm.io.sources import Source
 from streamgmm.prepare.inputs import Partitions, Reference, resolve, save_part, staged_path
-from streamgmm.prepare.job import (
-    OUTPUTS,
-    Job,
-    Noted,
-    Survey,
-    gather_shard,
-    is_whole,
-    survey_path,
-    survey_segment,
-    write_run,
-    write_shard,
-)
+from streamgmm.prepare.job import OUTPUTS, Job
+from streamgmm.prepare.learning import learn, prepared_dtype
 from streamgmm.prepare.memory import RUN_BYTES, STAGING_COPIES, Needs, rows_at_once, workers_within
-from streamgmm.prepare.moments import Moments
+from streamgmm.prepare.production import Production, shared, task
 from streamgmm.prepare.request import PrepareRequest, chosen, sibling
+from streamgmm.prepare.result import Prepared, PrepareProgress, Silent, finished
 from streamgmm.prepare.scheduling import Scheduler, open_scheduler
-from streamgmm.prepare.selection import HELD_OUT, TRAIN, Ranks, Recipe
+from streamgmm.prepare.selection import HELD_OUT, TRAIN
 from streamgmm.prepare.shards import Layout, create_array
-from streamgmm.prepare.steps import COLUMNS, FULL, NOTHING, Drop, Impute, Step
-from streamgmm.prepare.workspace import MANIFEST, Workspace, check_room, free_name, read_manifest, refuse_other
-from streamgmm.statistics import segment_bounds
-from streamgmm.storage import load_tensors, write_atomic
-from streamgmm.transforms import FILE, RowMap, Select, Transformation, granule_rows
-
-Maker = Callable[[], Delayed]
-
-
-class PrepareProgress(Protocol):
-    """What a caller may want to see."""
-
-    def stage(self, name: str, total: int) -> None:
-        """``total`` tasks of a stage begin."""
-
-    def advance(self) -> None:
-        """One of them is done."""
-
-    def tell(self, text: str) -> None:
-        """Something worth a line."""
-
-
-class _Silent:
-    def stage(self, name: str, total: int) -> None:
-        pass
-
-    def advance(self) -> None:
-        pass
-
-    def tell(self, text: str) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a preparation made.
-
-    Attributes
-    ----------
-    path, held_out, ids, held_out_ids : Path or None
-        The arrays; None where they were not asked for.
-    shape, held_out_shape : (N, d)
-    n_source : int
-        Rows of the source; those that are in neither array were dropped.
-    transformation : Transformation
-    resumed : bool
-        Whether files of an earlier call were taken up.
-    seconds, stages : float, dict of str to float
-        Of this call.
-    workers, needed_bytes : int
-        Tasks at once, and what they may hold together.
-    """
-
-    path: Path
-    held_out: Path | None
-    ids: Path | None
-    held_out_ids: Path | None
-    shape: tuple[int, int]
-    held_out_shape: tuple[int, int]
-    n_source: int
-    transformation: Transformation
-    resumed: bool
-    seconds: float = 0.0
-    stages: Mapping[str, float] | None = None
-    workers: int = 0
-    needed_bytes: int = 0
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """JSON values."""
-        rows, held = self.shape[0], self.held_out_shape[0]
-        size = (rows + held) * self.shape[1] * self.transformation.dtype.itemsize
-        return {
-            "n_samples": rows,
-            "n_features": self.shape[1],
-            "n_held_out": held,
-            "n_source": self.n_source,
-            "n_dropped": self.n_source - rows - held,
-            "dtype": self.transformation.dtype.name,
-            "bytes": size,
-            "written": [str(each) for each in (self.path, self.held_out, self.ids, self.held_out_ids) if each],
-            "transformation": self.transformation.digest,
-            "steps": list(self.transformation.steps),
-            "seconds": self.seconds,
-            "stages": dict(self.stages or {}),
-            "workers": self.workers,
-            "needed_bytes": self.needed_bytes,
-            "resumed": self.resumed,
-        }
+from streamgmm.prepare.shuffling import gather_shard, write_run
+from streamgmm.prepare.steps import FULL
+from streamgmm.prepare.workspace import MANIFEST, Workspace, check_room
+from streamgmm.prepare.writing import write_shard
+from streamgmm.storage import write_atomic
+from streamgmm.transforms import FILE, granule_rows
 
 
 def run_preparation(
@@ -150,11 +54,13 @@ def run_preparation(
     identity = request.identity(_fingerprint(found))
     _check_destination(data, destination)
     with closing(Workspace(destination, fresh=fresh)) as workspace:
-        finished = _finished(targets, identity, fresh=fresh)
-        if finished is not None:
-            return finished
+        already = finished(targets, identity, fresh=fresh)
+        if already is not None:
+            return already
         with closing(open_scheduler(request.scheduler)) as scheduler:
-            return _Preparation(request, scheduler, workspace, targets, identity, progress).run(found)
+            return _Preparation(request, Production(scheduler, workspace, progress or Silent()), targets, identity).run(
+                found
+            )
 
 
 class _Preparation:
@@ -163,24 +69,20 @@ class _Preparation:
     def __init__(
         self,
         request: PrepareRequest,
-        scheduler: Scheduler,
-        workspace: Workspace,
+        production: Production,
         targets: Mapping[str, Path],
         identity: Mapping[str, object],
-        progress: PrepareProgress | None,
     ) -> None:
-        self._request, self._scheduler, self._workspace = request, scheduler, workspace
-        self._targets, self._identity = targets, identity
-        self._progress = progress or _Silent()
-        self._folder = str(workspace.path.absolute())
-        self._seconds: dict[str, float] = {}
-        self._surveys = 0
+        self._request, self._production, self._targets, self._identity = request, production, targets, identity
+        self._scheduler: Scheduler = production.scheduler
+        self._workspace: Workspace = production.workspace
+        self._folder = production.folder
 
     def run(self, found: Reference | Partitions) -> Prepared:
         """Every stage; what an earlier call finished is compared with its digest and kept."""
         begun, request, apart = time.perf_counter(), self._request, not self._scheduler.shares_memory
         if self._scheduler.dashboard:
-            self._progress.tell(f"the scheduler's dashboard: {self._scheduler.dashboard}")
+            self._production.progress.tell(f"the scheduler's dashboard: {self._scheduler.dashboard}")
         if isinstance(found, Reference):
             # Before anything is begun.
             self._check(found.open())
@@ -192,7 +94,8 @@ class _Preparation:
         self._check(source)
         needs, workers = self._plan(source)
         job = Job(reference.travelling() if apart else reference, self._folder, apart=apart)
-        recipe, transformation, ranks = self._learned(job, source)
+        learnt = learn(job, source, request, self._production)
+        transformation, ranks = learnt.transformation, learnt.ranks
         outputs = (TRAIN, HELD_OUT) if request.holdout else (TRAIN,)
         layouts = tuple(
             Layout.of(
@@ -201,10 +104,10 @@ class _Preparation:
             for output in outputs
         )
         _check_rows(layouts, source.name, request)
-        run_rows = rows_at_once(RUN_BYTES, layouts[TRAIN].row_bytes, recipe.granule)
+        run_rows = rows_at_once(RUN_BYTES, layouts[TRAIN].row_bytes, learnt.recipe.granule)
         job = replace(
             job,
-            recipe=recipe,
+            recipe=learnt.recipe,
             transformation=transformation,
             ranks=ranks,
             layouts=layouts,
@@ -224,7 +127,7 @@ class _Preparation:
             transformation=transformation,
             resumed=self._workspace.resumed,
             seconds=time.perf_counter() - begun,
-            stages=self._seconds,
+            stages=self._production.seconds,
             workers=workers,
             needed_bytes=needs,
         )
@@ -234,16 +137,16 @@ class _Preparation:
 
     def _staged(self, found: Partitions) -> Reference:
         """The partitions of a collection, each computed once and kept in a file."""
-
-        def maker(part: int) -> Maker:
-            return lambda: delayed(save_part, pure=False)(found.parts[part], found.to_rows, self._folder, part)
-
         # A part, the rows it becomes, and what its graph holds meanwhile.
         workers = workers_within(STAGING_COPIES * found.largest, self._request.memory, self._wanted)
         self._scheduler.limit(workers)
         names = {staged_path("", part).as_posix(): part for part in range(len(found.parts))}
         try:
-            self._produce("staging", {name: maker(part) for name, part in names.items()})
+            save = {
+                name: task(save_part, found.parts[part], found.to_rows, self._folder, part)
+                for name, part in names.items()
+            }
+            self._production.make("staging", save)
         except (MemoryError, OSError, RequestError):
             raise
         # The graph runs whatever its author put in it.
@@ -257,7 +160,7 @@ class _Preparation:
 
     def _check(self, source: Source) -> None:
         """See that the steps can be taken, before anything is read."""
-        if source.transformation is not None:
+        if source.transformation is not None and source.transformation.changes_values:
             raise DataError(
                 f"{source.name}: was prepared already; prepare what it was made from, with all steps at once"
             )
@@ -276,7 +179,7 @@ class _Preparation:
         full = any(step.needs == FULL for step in request.steps)
         needs = Needs.of(source, max(widths), granule_rows(source.shape[1]), full=full)
         if request.shuffle:
-            row_bytes = widths[-1] * self._dtype(source).itemsize
+            row_bytes = widths[-1] * prepared_dtype(source, request).itemsize
             needs = needs.with_shuffle(row_bytes, request.shard_bytes, source.shape[0])
         workers = workers_within(needs.task, request.memory, self._wanted)
         self._scheduler.limit(workers)
@@ -287,89 +190,8 @@ class _Preparation:
         """Tasks at once, where memory allows them."""
         return self._request.workers or len(os.sched_getaffinity(0))
 
-    def _dtype(self, source: Source) -> np.dtype[np.generic]:
-        """Of the prepared rows."""
-        if self._request.dtype is not None:
-            return np.dtype(self._request.dtype)
-        return source.dtype if self._as_stored(source) else np.dtype(np.float32)
-
-    def _as_stored(self, source: Source) -> bool:
-        """Whether values are neither computed nor converted."""
-        same = source.dtype != BFLOAT16 and self._request.dtype in (None, source.dtype.name)
-        return same and all(isinstance(step, Drop) for step in self._request.steps)
-
-    def _learned(self, job: Job, source: Source) -> tuple[Recipe, Transformation, Ranks]:
-        """The maps, each learnt from the rows as the maps before it leave them, in as few passes as that takes."""
-        request, granule = self._request, granule_rows(source.shape[1])
-        columns = chosen(request.columns, source.shape[1], source.name)
-        items: list[RowMap | Drop] = [] if columns is None else [Select(columns)]
-        width = source.shape[1] if columns is None else len(columns)
-        moments: Moments | None = None
-        counts: np.ndarray | None = None
-
-        def recipe() -> Recipe:
-            return Recipe(tuple(items), granule, request.holdout, request.seed)
-
-        def survey(needs: str, *, lenient: bool = False) -> Moments | None:
-            nonlocal counts
-            counts, found = self._survey(job, source, recipe(), needs, lenient=lenient)
-            return found
-
-        for index, step in enumerate(request.steps):
-            if isinstance(step, Drop):
-                items.append(step)
-                moments = counts = None
-                continue
-            if step.needs != NOTHING and (moments is None or (step.needs == FULL and moments.scatter.ndim == 1)):
-                moments = survey(_needs(request.steps[index:]), lenient=isinstance(step, Impute))
-            each = step.fit(width, moments)
-            items.append(each)
-            width = step.n_out(width)
-            moments = moments.through(each) if moments is not None and step.linear else None
-        dtype, quantum = self._dtype(source), 1.0
-        if dtype == np.int8 and not self._as_stored(source):
-            if moments is None or not np.isfinite(moments.largest):
-                moments = survey(COLUMNS)
-            assert moments is not None
-            quantum = moments.largest / 127 or 1.0
-        if recipe().selects and counts is None:
-            survey(NOTHING)
-        maps = tuple(item for item in items if isinstance(item, RowMap))
-        texts = tuple(step.text for step in request.steps)
-        transformation = Transformation(source.shape[1], maps, dtype, quantum, texts)
-        ranks = Ranks(source.shape[0], granule)
-        if recipe().selects:
-            assert counts is not None
-            ranks = Ranks.counted(source.shape[0], granule, counts)
-        return recipe(), transformation, ranks
-
-    def _survey(
-        self, job: Job, source: Source, recipe: Recipe, needs: str, *, lenient: bool
-    ) -> tuple[np.ndarray, Moments | None]:
-        """Rows of each granule for each output, and moments of the training rows, joined in the order of the rows."""
-        name = f"survey-{self._surveys}"
-        self._surveys += 1
-        job = replace(job, survey=Survey(name, recipe, needs, lenient))
-        shared = _shared(job)
-
-        def maker(segment: int) -> Maker:
-            return lambda: delayed(survey_segment, pure=False)(shared, segment)
-
-        bounds = enumerate(segment_bounds(source.shape[0]))
-        segments = [segment for segment, (start, stop) in bounds if start < stop]
-        self._produce(name, {survey_path("", name, each).as_posix(): maker(each) for each in segments})
-        counts, total = [], None
-        for segment in segments:
-            tensors, _ = load_tensors(survey_path(self._folder, name, segment))
-            counts.append(tensors.pop("rows"))
-            if tensors:
-                moments = Moments.from_tensors(tensors)
-                total = moments if total is None else total + moments
-        return np.concatenate(counts), total
-
     def _write(self, job: Job) -> None:
         """Every shard of every output."""
-        shuffled = job.shuffle is not None
         self._check_room(job)
         assert job.transformation is not None
         for output, layout in enumerate(job.layouts):
@@ -377,25 +199,17 @@ class _Preparation:
             self._create(OUTPUTS[output], layout, {"streamgmm": about})
             if job.with_ids:
                 self._create(f"{OUTPUTS[output]}.ids", job.ids_layout(output), {})
-        shared = _shared(job)
-        if shuffled:
-
-            def run_maker(run: int) -> Maker:
-                return lambda: delayed(write_run, pure=False)(shared, run)
-
-            self._produce("sorting", {self._relative(job.run(run)): run_maker(run) for run in range(job.n_runs)})
-
-        def maker(output: int, shard: int) -> Maker:
-            work = gather_shard if shuffled else write_shard
-            return lambda: delayed(work, pure=False)(shared, output, shard)
-
+        sent, work = shared(job), write_shard
+        if job.shuffle is not None:
+            work = gather_shard
+            runs = range(job.n_runs)
+            self._production.make("sorting", {job.relative(job.run(run)): task(write_run, sent, run) for run in runs})
         shards = [(output, shard) for output, each in enumerate(job.layouts) for shard in range(each.n_shards)]
-        self._produce("writing", {self._relative(job.shard(*each)): maker(*each) for each in shards})
+        self._production.make("writing", {job.relative(job.shard(*each)): task(work, sent, *each) for each in shards})
 
     def _create(self, name: str, layout: Layout, attributes: dict[str, object]) -> None:
         # The shards of an earlier call stay; the same request gives the same metadata.
-        if not Path(self._folder, name, "zarr.json").exists():
-            create_array(Path(self._folder, name), layout, attributes)
+        create_array(Path(self._folder, name), layout, attributes)
 
     def _check_room(self, job: Job) -> None:
         size = sum(layout.stored_bytes() for layout in job.layouts)
@@ -409,45 +223,13 @@ class _Preparation:
             self._workspace.path, size - there, f"{size:,} bytes are to be written, {there:,} of them are there,"
         )
 
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self._folder).as_posix()
-
-    def _produce(self, stage: str, makers: Mapping[str, Maker]) -> None:
-        """Make every file that is not there, or is there but no longer what the journal notes."""
-        begun, workspace = time.perf_counter(), self._workspace
-        kept = {name: workspace.done[name]["files"] for name in makers if name in workspace.done}
-
-        def compared(name: str, whole: bool) -> None:
-            if not whole:
-                workspace.forget(name)
-                self._progress.tell(f"{workspace.path / name}: is not as it was written; it is made again")
-            self._progress.advance()
-
-        def made(name: str, facts: Noted) -> None:
-            workspace.note(name, facts)
-            self._progress.advance()
-
-        if kept:
-            self._progress.stage(f"comparing {stage}", len(kept))
-            self._scheduler.run(
-                {
-                    name: delayed(is_whole, pure=False)(self._folder, list(map(list, files.items())))
-                    for name, files in kept.items()
-                },
-                compared,
-            )
-        missing = {name: make() for name, make in makers.items() if name not in workspace.done}
-        self._progress.stage(stage, len(missing))
-        self._scheduler.run(missing, made)
-        self._seconds[stage] = time.perf_counter() - begun
-
     def _publish(self, job: Job, result: Prepared) -> None:
         """Describe each array beside its shards, and give them their names, the destination's last."""
         assert job.transformation is not None
         for output, layout in enumerate(job.layouts):
             folder = Path(self._folder, OUTPUTS[output])
             job.transformation.save(folder / FILE)
-            shards = [self._workspace.done[self._relative(job.shard(output, each))] for each in range(layout.n_shards)]
+            shards = [self._production.noted(job.shard(output, each)) for each in range(layout.n_shards)]
             manifest = {
                 "format": "streamgmm-prepared",
                 "version": 1,
@@ -464,20 +246,6 @@ class _Preparation:
         os.sync()
         order = sorted(self._targets, key=lambda name: name == "rows")
         self._workspace.publish({name: self._targets[name] for name in order})
-
-
-def _shared(job: Job) -> Delayed:
-    """A job as one node of the graph, which reaches each worker once."""
-    return delayed(job, pure=False, traverse=False)
-
-
-def _needs(steps: tuple[Step, ...]) -> str:
-    """What a survey before ``steps`` must find out so that as many of them as possible learn from it."""
-    linear = 1 if not steps[0].linear else next((i for i, step in enumerate(steps) if not step.linear), len(steps))
-    learning = [index for index in range(linear) if steps[index].needs != NOTHING]
-    before = steps[: learning[-1] + 1]
-    # Moments pass through a projection only with the whole covariance.
-    return FULL if any(step.needs == FULL or (step.linear and step.needs == NOTHING) for step in before) else COLUMNS
 
 
 def _targets(destination: Path, request: PrepareRequest) -> dict[str, Path]:
@@ -513,32 +281,3 @@ def _check_destination(data: Any, destination: Path) -> None:
     for item in items:
         if isinstance(item, (str, os.PathLike)) and Path(os.fsdecode(item)).resolve() == destination.resolve():
             raise RequestError(f"{destination}: is the data itself; name another destination")
-
-
-def _finished(targets: Mapping[str, Path], identity: Mapping[str, object], *, fresh: bool) -> Prepared | None:
-    """What is at the destination already, where it is what is asked for; with ``fresh`` it is moved aside."""
-    there = [target for target in targets.values() if target.exists()]
-    destination = targets["rows"]
-    if not there:
-        return None
-    manifest = read_manifest(destination)
-    complete = len(there) == len(targets)
-    if manifest is None or not (complete or fresh):
-        raise RequestError(f"{there[0]}: exists and is not this preparation's; remove it, or name another destination")
-    if fresh:
-        for target in there:
-            target.rename(free_name(target))
-        return None
-    refuse_other(destination, manifest["identity"], identity)
-    facts = manifest["result"]
-    return Prepared(
-        path=destination,
-        held_out=targets.get("held-out"),
-        ids=targets.get("rows.ids"),
-        held_out_ids=targets.get("held-out.ids"),
-        shape=(facts["n_samples"], facts["n_features"]),
-        held_out_shape=(facts["n_held_out"], facts["n_features"]),
-        n_source=facts["n_source"],
-        transformation=Transformation.load(destination / FILE),
-        resumed=True,
-    )

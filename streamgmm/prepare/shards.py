@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -82,10 +83,11 @@ class Layout:
 
 
 def create_array(path: Path, layout: Layout, attributes: dict[str, Any]) -> None:
-    """Write the metadata of an array without shards; what was there is replaced."""
+    """Write the metadata of an array, atomically; shards that are there stay."""
+    aside = temporary_name(path)
     with naming(path):
         zarr.create_array(
-            path,
+            aside,
             shape=layout.shape,
             dtype=layout.dtype,
             chunks=(layout.chunk_rows, *layout.shape[1:]),
@@ -94,6 +96,9 @@ def create_array(path: Path, layout: Layout, attributes: dict[str, Any]) -> None
             attributes=attributes,
             config={"write_empty_chunks": True},
         )
+        path.mkdir(exist_ok=True)
+        (aside / "zarr.json").replace(path / "zarr.json")
+        shutil.rmtree(aside)
 
 
 class ShardWriter:
@@ -136,9 +141,9 @@ class ShardWriter:
     ) -> None:
         try:
             with naming(self._path):
-                if kind is None:
-                    self._finish()
-                self._file.close()
+                with self._file:
+                    if kind is None:
+                        self._finish()
                 if kind is None:
                     self._temporary.replace(self._path)
         finally:

@@ -69,8 +69,8 @@ class Workspace:
         except ValueError:
             raise RunError(f"{self.path}/request.json: is damaged; start over with --fresh") from None
         refuse_other(self.path, there, identity)
-        for left in self.path.rglob("*.tmp"):
-            left.unlink(missing_ok=True)
+        for left in list(self.path.rglob("*.tmp")):
+            _remove(left)
         self.done = dict(_journal(self.path / "journal.jsonl"))
         self.resumed = bool(self.done)
 
@@ -106,10 +106,7 @@ class Workspace:
         """Remove everything but the lock; what says that all is done goes last."""
         others = [entry for entry in self.path.iterdir() if entry.name not in (".lock", *_LAST)]
         for entry in [*others, *(self.path / name for name in _LAST)]:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink(missing_ok=True)
+            _remove(entry)
         self.done = {}
 
     def close(self) -> None:
@@ -117,6 +114,14 @@ class Workspace:
         if {entry.name for entry in self.path.iterdir()} == {".lock"}:
             shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+def _remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -145,9 +145,9 @@ COMMAND = (
 
 PLACES = [
     ("prepare/workspace.py:Workspace.begin", 1),
-    ("prepare/job.py:survey_segment", 1),
-    ("prepare/job.py:survey_segment", 2),
-    ("prepare/job.py:write_run", 1),
+    ("prepare/surveying.py:survey_segment", 1),
+    ("prepare/surveying.py:survey_segment", 2),
+    ("prepare/shuffling.py:write_run", 1),
     ("prepare/shards.py:ShardWriter.write", 3),
     ("prepare/shards.py:ShardWriter._finish", 5),
     ("prepare/workspace.py:Workspace.note", 2),
