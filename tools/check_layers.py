@@ -28,7 +28,8 @@ LAYERS = [
     ["inference", "verification", "run"],
     ["recorder", "result"],
     ["fitting", "report"],
-    ["ann", "estimator", "prepare", "progress", "demo"],
+    ["prepare"],
+    ["ann", "estimator", "progress", "demo"],
     ["cli"],
     ["__main__", "__init__"],
 ]

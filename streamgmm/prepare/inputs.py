@@ -16,6 +16,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from streamgmm.errors import DataError, RequestError
+from streamgmm.io.bfloat16 import opaque
 from streamgmm.io.sources import Source, open_source
 from streamgmm.io.sources.array import stored_dtype
 from streamgmm.prepare.shards import digest_of, temporary_name
@@ -91,8 +92,8 @@ class Partitions:
     parts : sequence of Delayed
     fingerprint : str
         Equal for equal graphs over equal inputs.
-    to_rows : callable
-        A computed part to rows (n, D).
+    to_rows : callable or None
+        A computed part to rows (n, D), where it is not such an array.
     largest : int
         Bytes of the largest part, as far as that is known.
     """
@@ -100,7 +101,7 @@ class Partitions:
     name: str
     parts: Sequence[Delayed]
     fingerprint: str
-    to_rows: Callable[[Any], np.ndarray]
+    to_rows: Callable[[Any], np.ndarray] | None
     largest: int
 
 
@@ -135,7 +136,7 @@ def resolve(data: Any, columns: Sequence[str | int | slice]) -> Reference | Part
     if names:
         raise RequestError(f"columns of an array are numbers, such as 0:64; got {names[0]!r}")
     if _is_dask_array(data):
-        return _of_array(data)
+        return of_array(data)
     if paths:
         return Reference.of_paths(paths)
     if isinstance(data, zarr.Array) and isinstance(data.store, LocalStore):
@@ -163,14 +164,16 @@ def _is_dask_array(data: object) -> bool:
     return module is not None and isinstance(data, module.Array)
 
 
-def _of_array(array: Any) -> Partitions:
+def of_array(array: Any) -> Partitions:
+    """The row chunks of a Dask array; raises DataError where it has no rows, or no known number of features."""
     if array.ndim != 2 or array.shape[1] != array.shape[1] or array.shape[1] < 1:
         raise DataError(f"dask array: must have rows and a known number of features; its shape is {array.shape}")
+    array = opaque(array)
     stored_dtype("dask array", array.dtype)
     array = array.rechunk({1: array.shape[1]}) if array.numblocks[1] > 1 else array
     known = [rows for rows in array.chunks[0] if rows == rows]
     largest = int(max(known, default=0)) * array.shape[1] * array.dtype.itemsize
-    return Partitions("dask array", list(array.to_delayed()[:, 0]), str(array.name), np.asarray, largest)
+    return Partitions("dask array", list(array.to_delayed()[:, 0]), str(array.name), None, largest)
 
 
 def staged_path(folder: str, part: int) -> Path:
@@ -178,9 +181,9 @@ def staged_path(folder: str, part: int) -> Path:
     return Path(folder, "staged", f"{part:06d}.npy")
 
 
-def save_part(block: Any, to_rows: Callable[[Any], np.ndarray], folder: str, part: int) -> dict[str, Any]:
+def save_part(block: Any, to_rows: Callable[[Any], np.ndarray] | None, folder: str, part: int) -> dict[str, Any]:
     """Keep a computed part as ``.npy``; gives what the journal notes."""
-    rows = to_rows(block)
+    rows = np.asarray(block) if to_rows is None else to_rows(block)
     if rows.ndim != 2:
         raise DataError(f"partition {part}: is of shape {rows.shape}; give a collection of rows and features")
     rows = np.ascontiguousarray(rows, dtype=stored_dtype(f"partition {part}", rows.dtype))

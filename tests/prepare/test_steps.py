@@ -165,3 +165,14 @@ def test_steps_and_columns_as_text_or_objects():
             chosen(parse_columns(wrong), 8, "x")
     with pytest.raises(RequestError, match="all names or all numbers"):
         chosen(("a", 1), 8, "x")
+
+
+@pytest.mark.parametrize("first", ["standardise,project=8", "project=6", "standardise,project=4"])
+def test_what_is_learnt_behind_a_random_projection(here, first):
+    """Moments are carried through it, or found in another pass where only variances were known."""
+    prepare("x.npy", "a.zarr", first, dtype="float64")
+    before = zarr.open_array("a.zarr", mode="r")[:]
+    for step, peer in (("pca=3", PCA(3, svd_solver="full")), ("standardise", StandardScaler())):
+        prepare("x.npy", "b.zarr", f"{first},{step}", dtype="float64", fresh=True)
+        expected = peer.fit_transform(before)
+        np.testing.assert_allclose(zarr.open_array("b.zarr", mode="r")[:], expected, atol=1e-5 * np.abs(expected).max())
