@@ -138,8 +138,7 @@ class _Preparation:
     def _staged(self, found: Partitions) -> Reference:
         """The partitions of a collection, each computed once and kept in a file."""
         # A part, the rows it becomes, and what its graph holds meanwhile.
-        workers = workers_within(STAGING_COPIES * found.largest, self._request.memory, self._wanted)
-        self._scheduler.limit(workers)
+        self._work_within(STAGING_COPIES * found.largest)
         names = {staged_path("", part).as_posix(): part for part in range(len(found.parts))}
         try:
             save = {
@@ -181,14 +180,17 @@ class _Preparation:
         if request.shuffle:
             row_bytes = widths[-1] * prepared_dtype(source, request).itemsize
             needs = needs.with_shuffle(row_bytes, request.shard_bytes, source.shape[0])
-        workers = workers_within(needs.task, request.memory, self._wanted)
-        self._scheduler.limit(workers)
+        workers = self._work_within(needs.task)
         return workers * needs.task, workers
 
-    @property
-    def _wanted(self) -> int:
-        """Tasks at once, where memory allows them."""
-        return self._request.workers or len(os.sched_getaffinity(0))
+    def _work_within(self, needed: int) -> int:
+        """Tasks that work at once, where each holds ``needed`` bytes; on a cluster that is its own affair."""
+        wanted = self._request.workers or len(os.sched_getaffinity(0))
+        if not self._scheduler.is_local:
+            return wanted
+        workers = workers_within(needed, self._request.memory, wanted)
+        self._scheduler.limit(workers)
+        return workers
 
     def _write(self, job: Job) -> None:
         """Every shard of every output."""
@@ -196,9 +198,10 @@ class _Preparation:
         assert job.transformation is not None
         for output, layout in enumerate(job.layouts):
             about = {"output": OUTPUTS[output], **job.transformation.facts, "digest": job.transformation.digest}
-            self._create(OUTPUTS[output], layout, {"streamgmm": about})
+            # Shards of an earlier call stay; the same request gives the same metadata.
+            create_array(Path(self._folder, OUTPUTS[output]), layout, {"streamgmm": about})
             if job.with_ids:
-                self._create(f"{OUTPUTS[output]}.ids", job.ids_layout(output), {})
+                create_array(Path(self._folder, f"{OUTPUTS[output]}.ids"), job.ids_layout(output), {})
         sent, work = shared(job), write_shard
         if job.shuffle is not None:
             work = gather_shard
@@ -206,10 +209,6 @@ class _Preparation:
             self._production.make("sorting", {job.relative(job.run(run)): task(write_run, sent, run) for run in runs})
         shards = [(output, shard) for output, each in enumerate(job.layouts) for shard in range(each.n_shards)]
         self._production.make("writing", {job.relative(job.shard(*each)): task(work, sent, *each) for each in shards})
-
-    def _create(self, name: str, layout: Layout, attributes: dict[str, object]) -> None:
-        # The shards of an earlier call stay; the same request gives the same metadata.
-        create_array(Path(self._folder, name), layout, attributes)
 
     def _check_room(self, job: Job) -> None:
         size = sum(layout.stored_bytes() for layout in job.layouts)

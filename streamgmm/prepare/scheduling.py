@@ -31,6 +31,7 @@ class Scheduler(ABC):
     """Runs tasks that do not depend on one another."""
 
     shares_memory = False
+    is_local = False
     dashboard = ""
 
     @abstractmethod
@@ -45,6 +46,8 @@ class Scheduler(ABC):
 
 
 class _Local(Scheduler):
+    is_local = True
+
     def __init__(self, kind: str) -> None:
         self._kind, self._workers = kind, 1
         self.shares_memory = kind == "threads"

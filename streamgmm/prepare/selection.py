@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +108,7 @@ class Ranks:
     @classmethod
     def counted(cls, n_samples: int, granule: int, counts: NDArray[np.int64]) -> Ranks:
         """From the rows of each granule for each output, (n_granules, 2)."""
-        train, held = (np.array([0, *accumulate(column.tolist())], dtype=np.int64) for column in counts.T)
+        train, held = (np.concatenate([[0], np.cumsum(column, dtype=np.int64)]) for column in counts.T)
         return cls(n_samples, granule, (train, held))
 
     def total(self, output: int) -> int:

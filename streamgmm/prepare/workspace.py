@@ -69,8 +69,7 @@ class Workspace:
         except ValueError:
             raise RunError(f"{self.path}/request.json: is damaged; start over with --fresh") from None
         refuse_other(self.path, there, identity)
-        for left in list(self.path.rglob("*.tmp")):
-            _remove(left)
+        self._sweep()
         self.done = dict(_journal(self.path / "journal.jsonl"))
         self.resumed = bool(self.done)
 
@@ -87,6 +86,7 @@ class Workspace:
 
     def publish(self, moves: Mapping[str, Path]) -> None:
         """Give each folder its final name, the destination's last, and remove what is left; a kill is made up for."""
+        self._sweep()
         plan = json.dumps({name: str(target.absolute()) for name, target in moves.items()})
         write_atomic(self.path / "publish.json", plan.encode())
         self._move()
@@ -101,6 +101,11 @@ class Workspace:
                     source.rename(target)
         sync_folder(self.destination.absolute().parent)
         self.clear()
+
+    def _sweep(self) -> None:
+        """Remove what killed processes, or workers, were about to write."""
+        for left in list(self.path.rglob("*.tmp")):
+            _remove(left)
 
     def clear(self) -> None:
         """Remove everything but the lock; what says that all is done goes last."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from collections.abc import Iterator
 
@@ -50,6 +52,31 @@ def test_a_client_of_one_s_own_and_a_dask_array(here, expected, cluster):
     with distributed.Client(cluster, set_as_default=False) as client:
         prepare(dask.array.from_array(raw_rows(), chunks=(500, 8)), "y.zarr", **SETTINGS, scheduler=client)
         assert client.status == "running"
+    assert made(here) == expected
+
+
+def test_a_worker_that_dies_is_made_up_for(here, expected, cluster):
+    with distributed.Client(cluster, set_as_default=False) as client:
+        first = next(iter(client.run(os.getpid).values()))
+
+        class Killing:
+            """After the first shard, while others are under way."""
+
+            writing, killed = False, False
+
+            def stage(self, name, total):
+                self.writing = name == "writing"
+
+            def advance(self):
+                if self.writing and not self.killed:
+                    self.killed = True
+                    os.kill(first, signal.SIGKILL)
+
+            def tell(self, text): ...
+
+        progress = Killing()
+        prepare("x.npy", "y.zarr", **SETTINGS, scheduler=client, progress=progress)
+        assert progress.killed
     assert made(here) == expected
 
 
