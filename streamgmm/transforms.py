@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamgmm.errors import DamagedFileError
+from streamgmm.parallel import one_blas_thread
 from streamgmm.storage import load_tensors, save_tensors
 
 FILE = "transformation.safetensors"
@@ -32,7 +33,7 @@ def granule_rows(n_features: int) -> int:
     """Rows that are transformed by one call: a power of two, by the dimension alone.
 
     The bits of a matrix product's row may depend on how many rows stand in it, so that number must not depend on how
-    rows are read.
+    rows are read; nor may the number of threads, which is one.
     """
     fits = max(64, _GRANULE_BYTES // (8 * n_features))
     return int(min(GRANULE_ROWS, 1 << (fits.bit_length() - 1)))
@@ -125,7 +126,8 @@ class Linear(RowMap):
     kind = "linear"
 
     def apply(self, rows: Float64Array) -> Float64Array:
-        return np.asarray((rows - self.centre) @ self.matrix)
+        with one_blas_thread:
+            return np.asarray((rows - self.centre) @ self.matrix)
 
     def n_out(self, n_features: int) -> int:
         return int(self.matrix.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from streamgmm import GaussianMixture, open_source
 from streamgmm.errors import DamagedFileError, DataError, RequestError
@@ -71,6 +72,20 @@ def test_rows_are_read_with_the_same_bits_in_any_piece(transformation):
     source = TransformedSource(open_source(x), transformation)
     for start, stop in [(0, len(x)), (1, 2), (4000, 4100), (4095, 12289), (len(x) - 1, len(x))]:
         assert source.read(start, stop).tobytes() == whole[start:stop].tobytes()
+
+
+def test_threads_of_blas_change_no_bit():
+    """At 1,024 × 768 × 255 a product by two threads has other bits than by one, and half of its rows alone too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2500, 768))
+    wide = Transformation(768, (Linear(np.zeros(768), rng.normal(size=(768, 255))),), np.dtype(np.float64))
+    with threadpool_limits(2):
+        whole = wide.apply(x)
+        read = TransformedSource(open_source(x), wide).read(700, 2100)
+        with threadpool_limits(1):
+            assert wide.apply(x).tobytes() == whole.tobytes()
+        assert {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"} == {2}
+    assert read.tobytes() == whole[700:2100].tobytes()
 
 
 def test_what_no_integer_stands_for_is_told(transformation):

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamgmm.io.sources import Source
 from streamgmm.prepare.inputs import Reference
 from streamgmm.prepare.permutation import Permutation
-from streamgmm.prepare.scheduling import alone_on_its_core
 from streamgmm.prepare.selection import Ranks, Recipe
 from streamgmm.prepare.shards import Layout, digest_of
 from streamgmm.transforms import Transformation
@@ -58,14 +56,6 @@ class Job:
     shuffle: int | None = None
     """Seed of the permutation."""
     run_rows: int = 0
-    apart: bool = False
-    """Whether tasks run in other processes than the one that made this."""
-
-    def source(self) -> Source:
-        """The rows, for a task that is about to compute."""
-        if self.apart:
-            alone_on_its_core()
-        return self.reference.open()
 
     def relative(self, path: Path) -> str:
         """The name of a file of the workspace, as the journal has it."""

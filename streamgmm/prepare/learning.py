@@ -8,6 +8,7 @@ import numpy as np
 
 from streamgmm.io.bfloat16 import BFLOAT16
 from streamgmm.io.sources import Source
+from streamgmm.parallel import one_blas_thread
 from streamgmm.prepare.job import Job, Survey
 from streamgmm.prepare.moments import Moments
 from streamgmm.prepare.production import Production, shared, task
@@ -90,11 +91,13 @@ class _Learner:
         known = self._moments is not None and (step.needs != FULL or self._moments.scatter.ndim == 2)
         if step.needs != NOTHING and not known:
             self._survey(survey_needs(rest), lenient=isinstance(step, Impute))
-        each, moments = step.fit(width, self._moments), self._moments
+        moments = self._moments
+        with one_blas_thread:
+            each = step.fit(width, moments)
+            # Through a product of matrices variances alone do not pass.
+            passes = moments is not None and step.linear and (moments.scatter.ndim == 2 or not isinstance(each, Linear))
+            self._moments = moments.through(each) if moments is not None and passes else None
         self._items.append(each)
-        # Through a product of matrices variances alone do not pass.
-        passes = moments is not None and step.linear and (moments.scatter.ndim == 2 or not isinstance(each, Linear))
-        self._moments = moments.through(each) if moments is not None and passes else None
 
     def _quantum(self) -> float:
         """What one unit of int8 stands for."""

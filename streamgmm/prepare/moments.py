@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from streamgmm.parallel import one_blas_thread
 from streamgmm.transforms import Float64Array, Linear, RowMap, Scale
 
 
@@ -47,7 +48,8 @@ class Moments:
             mean = rows.mean(axis=0)
             centred = rows - mean
             counts = np.full(rows.shape[1], float(len(rows)))
-            scatter = centred.T @ centred if full else np.einsum("nd,nd->d", centred, centred)
+            with one_blas_thread:
+                scatter = centred.T @ centred if full else np.einsum("nd,nd->d", centred, centred)
             return cls(counts, mean, scatter, float(np.abs(rows).max()))
         assert not full
         counts = finite.sum(axis=0).astype(np.float64)

@@ -93,7 +93,7 @@ class _Preparation:
         source = reference.open()
         self._check(source)
         needs, workers = self._plan(source)
-        job = Job(reference.travelling() if apart else reference, self._folder, apart=apart)
+        job = Job(reference.travelling() if apart else reference, self._folder)
         learnt = learn(job, source, request, self._production)
         transformation, ranks = learnt.transformation, learnt.ranks
         outputs = (TRAIN, HELD_OUT) if request.holdout else (TRAIN,)

@@ -7,13 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import dask
 from dask.callbacks import Callback
-from threadpoolctl import threadpool_limits
 
 from streamgmm.errors import RequestError
 from streamgmm.io.sources.wording import reason_of
@@ -81,8 +80,7 @@ class _Local(Scheduler):
             if key in names:
                 done(names[key], result)
 
-        # A task's products must not wait for the cores that other tasks work on, nor their bits depend on how many.
-        with threadpool_limits(1), Callback(posttask=noted):
+        with Callback(posttask=noted):
             pool = self._opened_pool()
             dask.compute(
                 *tasks.values(), scheduler=self._kind, pool=pool, num_workers=self._workers, optimize_graph=False
@@ -166,9 +164,3 @@ def _check_workers(client: Any, address: str) -> None:
         raise RequestError(
             f"scheduler {address}: a worker cannot import streamgmm ({reason_of(error)[:160]}); install it there"
         ) from None
-
-
-@lru_cache
-def alone_on_its_core() -> None:
-    """In a worker process: products on one thread, for its whole life."""
-    threadpool_limits(1)

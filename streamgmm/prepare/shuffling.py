@@ -29,7 +29,7 @@ def write_run(job: Job, run: int) -> Noted:
     assert job.recipe is not None
     assert job.ranks is not None
     assert job.transformation is not None
-    source = job.source()
+    source = job.reference.open()
     start = run * job.run_rows
     stop = min(start + job.run_rows, job.ranks.n_samples)
     layout = job.layouts[TRAIN]

@@ -29,7 +29,7 @@ def survey_segment(job: Job, segment: int) -> Noted:
     if survey.needs == NOTHING and not survey.recipe.drops:
         save_tensors(path, {"rows": _counts(list(survey.recipe.counts(start, stop)))}, {})
         return noted(job.folder, path, stop - start)
-    source, counts, total = job.source(), [], None
+    source, counts, total = job.reference.open(), [], None
     for granule in survey.recipe.granules(source, start, stop):
         train, held = granule.masks
         counts.append((int(train.sum()), int(held.sum())))

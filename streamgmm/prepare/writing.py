@@ -18,7 +18,7 @@ def write_shard(job: Job, output: int, shard: int) -> Noted:
     """One shard of rows, and its row numbers where they are wanted, in the order of the source."""
     assert job.recipe is not None
     assert job.ranks is not None
-    source = job.source()
+    source = job.reference.open()
     low, high = job.layouts[output].bounds(shard)
     start, stop = job.ranks.holding(output, low, high)
     rank = job.ranks.first(output, start)
