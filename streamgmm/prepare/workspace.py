@@ -53,6 +53,11 @@ class Workspace:
             raise RunError(f"{self.path}: another process is working in it; wait for it") from None
         self.done: dict[str, Noted] = {}
         self.resumed = False
+        if not self._is_ours():
+            os.close(self._lock)
+            raise RunError(
+                f"{self.path}: holds other files than a preparation's; remove it, or name another destination"
+            )
         if (self.path / "publish.json").exists():
             self._move()
         if fresh:
@@ -63,7 +68,6 @@ class Workspace:
         try:
             there = json.loads(read_small(self.path / "request.json"))
         except FileNotFoundError:
-            self.clear()
             write_atomic(self.path / "request.json", json.dumps(dict(identity), indent=1, sort_keys=True).encode())
             return
         except ValueError:
@@ -78,7 +82,8 @@ class Workspace:
         self.done[name] = facts
         path = self.path / "journal.jsonl"
         with naming(path), path.open("a") as file:
-            file.write(json.dumps({"file": name, **facts}) + "\n")
+            # The line break goes first: it ends a line that a killed process left torn.
+            file.write("\n" + json.dumps({"file": name, **facts}))
 
     def forget(self, name: str) -> None:
         """A finished file turned out not to be what it was; the journal's later line for it will count."""
@@ -101,6 +106,11 @@ class Workspace:
                     source.rename(target)
         sync_folder(self.destination.absolute().parent)
         self.clear()
+
+    def _is_ours(self) -> bool:
+        """Whether the folder is a preparation's, or empty."""
+        names = {entry.name for entry in self.path.iterdir()} - {".lock", ".request.json.tmp"}
+        return not names or bool(names & set(_LAST))
 
     def _sweep(self) -> None:
         """Remove what killed processes, or workers, were about to write."""
