@@ -46,15 +46,21 @@ class Workspace:
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise RunError(f"{self.path}: cannot be used ({error.strerror}); name another destination") from None
+        self.done: dict[str, Noted] = {}
+        self.resumed = False
+        try:
+            self._take(fresh=fresh)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _take(self, *, fresh: bool) -> None:
+        """Keep others out, finish what was being published, and begin anew where that is wanted."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
             raise RunError(f"{self.path}: another process is working in it; wait for it") from None
-        self.done: dict[str, Noted] = {}
-        self.resumed = False
         if not self._is_ours():
-            os.close(self._lock)
             raise RunError(
                 f"{self.path}: holds other files than a preparation's; remove it, or name another destination"
             )
