@@ -50,6 +50,7 @@ from streamgmm.steps.kmeans import KMeansStep, with_centres
 from streamgmm.steps.stepwise import Schedule, StepwiseStep
 from streamgmm.steps.watch import Watch
 from streamgmm.training import Lead, Training, TrainingSettings, train
+from streamgmm.transforms import Transformation
 from streamgmm.weighting import Weighting, power_of_two_near
 
 _POOL_ROWS = 8192
@@ -96,7 +97,7 @@ def fit(
             return result
         run.commit()
         result = _fit(job, run)
-        _save(run, result, request.sizes)
+        _save(run, result, request.sizes, source.transformation)
         return result
     finally:
         run.close()
@@ -373,13 +374,14 @@ def _evaluations(job: _Job, final: TrainingState | None, settings: TrainingSetti
     return evaluate(job.source.shape[0], bound, settings.weighting, feed.ring, feed.chunk_rows, job.world)
 
 
-def _save(run: RunFolder, result: FitResult, sizes: tuple[int, ...]) -> None:
+def _save(run: RunFolder, result: FitResult, sizes: tuple[int, ...], transformation: Transformation | None) -> None:
     """Every model, the best one last: its file says that the run is finished."""
     if len(sizes) > 1:
         for size, model in zip(sizes, result.models, strict=True):
-            run.save_model(size, model.mixture, {**model.summary(), **model.details()})
+            run.save_model(size, model.mixture, {**model.summary(), **model.details()}, transformation)
     facts = {**result.facts(), "all_converged": result.all_converged}
-    run.finish(result.mixture, {**facts, **result.model.summary(), **result.model.details(), "sizes": list(sizes)})
+    details = {**facts, **result.model.summary(), **result.model.details(), "sizes": list(sizes)}
+    run.finish(result.mixture, details, transformation)
 
 
 def _finished(run: RunFolder, request: FitRequest) -> FitResult | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from streamgmm.errors import DamagedFileError, RequestError
 from streamgmm.storage import load_tensors, save_tensors
+from streamgmm.transforms import PREFIX, Transformation, transformation_of_model
 
 Float64Array = NDArray[np.float64]
 
@@ -150,8 +151,12 @@ class Mixture:
             covariance_type=covariance_type,
         )
 
-    def save(self, path: str | Path, **details: object) -> None:
-        """Write a checksummed safetensors file; ``details`` (JSON values) are kept in its metadata."""
+    def save(self, path: str | Path, transformation: Transformation | None = None, **details: object) -> None:
+        """Write a checksummed safetensors file.
+
+        ``details`` (JSON values) are kept in its metadata; ``transformation`` is what was done to raw vectors to make
+        the rows that the mixture describes.
+        """
         metadata = {
             **details,
             "format": "streamgmm-model",
@@ -159,7 +164,11 @@ class Mixture:
             "covariance_type": self.covariance_type,
             "digest": self.digest,
         }
-        save_tensors(Path(path), self.tensors(), metadata)
+        if transformation is None:
+            save_tensors(Path(path), self.tensors(), metadata)
+        else:
+            tensors = {**self.tensors(), **transformation.tensors(PREFIX)}
+            save_tensors(Path(path), tensors, {**metadata, "transformation": transformation.facts})
 
     @classmethod
     def load(cls, path: str | Path) -> Mixture:
@@ -177,14 +186,29 @@ class Mixture:
 
 def load_model(path: str | Path) -> tuple[Mixture, dict[str, object]]:
     """The mixture at ``path`` (a model file or a RUN folder) and the metadata stored with it."""
+    file, tensors, metadata = _load(path)
+    try:
+        mixture = Mixture.from_tensors(tensors, str(metadata["covariance_type"]))
+    except (KeyError, RequestError) as error:
+        raise DamagedFileError(f"{file}: not a usable model ({error}); restore it from a copy") from None
+    return mixture, metadata
+
+
+def load_transformation(path: str | Path) -> Transformation | None:
+    """What was done to raw vectors before the model at ``path`` was fitted; None where it was fitted on raw ones.
+
+    Raises as `Mixture.load`.
+    """
+    file, tensors, metadata = _load(path)
+    return transformation_of_model(file, metadata, tensors)
+
+
+def _load(path: str | Path) -> tuple[Path, dict[str, np.ndarray], dict[str, object]]:
+    """The file of a model, and what it holds."""
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
     tensors, metadata = load_tensors(file)
     if metadata.get("format") != "streamgmm-model":
         held = str(metadata.get("format"))[:40]
         raise DamagedFileError(f"{file}: holds {held!r}, not a streamgmm model; name a model or a RUN")
-    try:
-        mixture = Mixture.from_tensors(tensors, str(metadata["covariance_type"]))
-    except (KeyError, RequestError) as error:
-        raise DamagedFileError(f"{file}: not a usable model ({error}); restore it from a copy") from None
-    return mixture, metadata
+    return file, tensors, metadata

@@ -14,6 +14,7 @@ from streamgmm.checkpoint import Checkpoints, History, Loaded
 from streamgmm.errors import DamagedFileError, RunError
 from streamgmm.mixture import Mixture, load_model
 from streamgmm.storage import naming, parse_json, read_small, write_atomic
+from streamgmm.transforms import Transformation
 
 _EXTENDABLE = ("max_iter", "max_passes")
 """Settings that may grow between calls: they say when to stop, not what to compute."""
@@ -112,11 +113,13 @@ class RunFolder:
         with naming(path), path.open("a") as file:
             file.write(_line(record))
 
-    def save_model(self, size: int, mixture: Mixture, result: Mapping[str, object]) -> None:
-        """Write one model of several, by the components asked for, with ``result`` in its metadata."""
+    def save_model(
+        self, size: int, mixture: Mixture, result: Mapping[str, object], transformation: Transformation | None = None
+    ) -> None:
+        """Write one model of several, by the components asked for, as `finish` writes the best."""
         folder = self.path / "models"
         folder.mkdir(exist_ok=True)
-        mixture.save(folder / f"{size}.safetensors", result=dict(result))
+        mixture.save(folder / f"{size}.safetensors", transformation, result=dict(result))
 
     def load_model(self, size: int) -> tuple[Mixture, dict[str, object]]:
         """What `save_model` wrote: the mixture and its ``result``. Raises as `mixture.load_model`."""
@@ -127,9 +130,11 @@ class RunFolder:
             raise DamagedFileError(f"{path}: says nothing about its fit; restore it, or start over with --fresh")
         return mixture, result
 
-    def finish(self, mixture: Mixture, result: Mapping[str, object]) -> None:
-        """Write the model, with ``result`` in its metadata."""
-        mixture.save(self.path / "model.safetensors", result=dict(result))
+    def finish(
+        self, mixture: Mixture, result: Mapping[str, object], transformation: Transformation | None = None
+    ) -> None:
+        """Write the model, with ``result`` in its metadata, and what was done to raw vectors before."""
+        mixture.save(self.path / "model.safetensors", transformation, result=dict(result))
 
     def close(self) -> None:
         """Let another process have the folder."""

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "streamgmm"
 
 LAYERS = [
     ["errors", "_version", "units", "parallel", "storage"],
+    ["transforms"],
     ["device", "mixture", "statistics", "frame"],
     ["io"],
     ["kernels", "passes"],
@@ -28,6 +29,7 @@ LAYERS = [
     ["inference", "verification", "run"],
     ["recorder", "result"],
     ["fitting", "report"],
+    ["prepare"],
     ["ann", "estimator", "progress", "demo"],
     ["cli"],
     ["__main__", "__init__"],

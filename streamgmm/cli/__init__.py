@@ -23,6 +23,7 @@ from streamgmm.cli.fit import fit
 from streamgmm.cli.index import index
 from streamgmm.cli.info import info
 from streamgmm.cli.predict import predict
+from streamgmm.cli.prepare import prepare
 from streamgmm.cli.report import report
 from streamgmm.cli.sample import sample
 from streamgmm.cli.score import score
@@ -40,7 +41,22 @@ def cli(debug: bool) -> None:
         warnings.simplefilter("ignore")
 
 
-for command in (assign, bench, completion, demo, evaluate, fit, index, info, predict, report, sample, score, verify):
+for command in (
+    assign,
+    bench,
+    completion,
+    demo,
+    evaluate,
+    fit,
+    index,
+    info,
+    predict,
+    prepare,
+    report,
+    sample,
+    score,
+    verify,
+):
     cli.add_command(command)
 
 

@@ -12,7 +12,7 @@ from streamgmm.cli.options import as_json, print_result
 from streamgmm.io.advice import describe_reading
 from streamgmm.io.bfloat16 import type_name
 from streamgmm.io.sources import open_source
-from streamgmm.mixture import Mixture, load_model
+from streamgmm.mixture import Mixture, load_model, load_transformation
 from streamgmm.run import read_settings
 from streamgmm.units import format_bytes
 
@@ -50,6 +50,9 @@ def _model(path: Path) -> Facts:
         **_weights_of(mixture),
         "digest": mixture.digest,
     }
+    transformation = load_transformation(path)
+    if transformation is not None:
+        facts["prepared"] = transformation.describe()
     if isinstance(result, dict):
         told = ("n_samples", "n_iter", "n_passes", "converged", "lower_bound", "held_out", "bic", "aic", "sizes")
         facts |= {name: result[name] for name in told if name in result}
@@ -104,5 +107,6 @@ def _data(path: Path) -> Facts:
         "files": len(source.files()),
         **describe_reading(source),
         "read_granule": source.read_granule,
+        **({} if source.transformation is None else {"prepared": source.transformation.describe()}),
         "fingerprint": source.fingerprint,
     }

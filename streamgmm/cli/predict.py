@@ -10,11 +10,10 @@ import numpy as np
 
 from streamgmm.cli.options import Computing, as_json, one_path, print_result
 from streamgmm.cli.options import computing as add_computing
-from streamgmm.cli.streaming import counted, model_of, spare
+from streamgmm.cli.streaming import counted, fitted_rows, model_of, rows_option, spare
 from streamgmm.errors import RequestError
 from streamgmm.inference import Posterior, posteriors, responsibilities
 from streamgmm.io.sinks import open_sink
-from streamgmm.io.sources import open_source
 from streamgmm.mixture import Mixture
 
 LABELS, RESP = np.dtype(np.int32), np.dtype(np.float32)
@@ -27,6 +26,7 @@ LABELS, RESP = np.dtype(np.int32), np.dtype(np.float32)
 @click.option("--top", type=click.IntRange(1), help="The M most responsible components of each row, best first.")
 @click.option("--proba", is_flag=True, help="Write responsibilities too; without --top, all K of them.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@rows_option
 @add_computing
 @as_json
 def predict(
@@ -36,6 +36,7 @@ def predict(
     top: int | None,
     proba: bool,
     overwrite: bool,
+    rows: str,
     computing: Computing,
     as_json: bool,
 ) -> None:
@@ -43,10 +44,12 @@ def predict(
 
     OUT holds int32 labels, (N,), or (N, M) with --top M. --proba alone writes float32 responsibilities (N, K) instead;
     with --top M it writes labels to OUT and their responsibilities, (N, M), beside it, as NAME.resp.npy.
+
+    Where RUN was fitted on rows that `prepare` made, raw vectors are prepared alike on their way.
     """
     begun = time.perf_counter()
     mixture = model_of(run)
-    source = open_source(one_path(data))
+    source = fitted_rows(run, one_path(data), rows)
     if overwrite:
         spare(data, out)
     settings = computing.inference()

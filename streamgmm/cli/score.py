@@ -13,11 +13,10 @@ import numpy as np
 
 from streamgmm.cli.options import Computing, as_json, one_path, print_result
 from streamgmm.cli.options import computing as add_computing
-from streamgmm.cli.streaming import counted, in_blocks, model_of, spare
+from streamgmm.cli.streaming import counted, fitted_rows, in_blocks, model_of, rows_option, spare
 from streamgmm.estimator.quantiles import quantile as exact_quantile
 from streamgmm.inference import log_likelihoods
 from streamgmm.io.sinks import open_sink
-from streamgmm.io.sources import open_source
 from streamgmm.mixture import Float64Array
 from streamgmm.statistics import BLOCK_ROWS
 
@@ -40,6 +39,7 @@ SCORES = np.dtype(np.float64)
     help="Print the score below which a share Q of the rows lies: a threshold for outliers.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@rows_option
 @add_computing
 @as_json
 def score(
@@ -48,6 +48,7 @@ def score(
     per_row: Path | None,
     quantile: float | None,
     overwrite: bool,
+    rows: str,
     computing: Computing,
     as_json: bool,
 ) -> None:
@@ -58,7 +59,7 @@ def score(
     """
     begun = time.perf_counter()
     mixture = model_of(run)
-    source = open_source(one_path(data))
+    source = fitted_rows(run, one_path(data), rows)
     if per_row is not None and overwrite:
         spare(data, per_row)
     settings = computing.inference()

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeAlias, TypeVar
 
+import click
 import numpy as np
 from tqdm import tqdm
 
 from streamgmm.errors import RequestError, RunError
-from streamgmm.mixture import Float64Array, Mixture
+from streamgmm.io.sources import Source, open_source
+from streamgmm.io.sources.transformed import ROWS, as_fitted
+from streamgmm.mixture import Float64Array, Mixture, load_transformation
 
 Bar: TypeAlias = "tqdm[NoReturn]"
 
@@ -32,6 +35,26 @@ def model_of(run: str) -> Mixture:
     if path.is_dir() and (path / "config.json").exists() and not (path / "model.safetensors").exists():
         raise RunError(f"{run}: is unfinished, so it has no model yet; run its fit again, and it goes on to the end")
     return Mixture.load(path)
+
+
+def fitted_rows(run: str, data: str | list[str], rows: str) -> Source:
+    """DATA as the rows that the model of RUN was fitted on; ``rows`` is what ``--rows`` says of it.
+
+    Raises
+    ------
+    DataError, DamagedFileError
+        It cannot be read, or be made such rows.
+    """
+    return as_fitted(open_source(data), load_transformation(run), rows)
+
+
+rows_option = click.option(
+    "--rows",
+    type=click.Choice(ROWS),
+    default="auto",
+    show_default=True,
+    help="What DATA holds, where RUN was fitted on prepared rows: raw vectors are prepared alike.",
+)
 
 
 def spare(data: tuple[str, ...], out: Path) -> None:

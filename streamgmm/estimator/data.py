@@ -29,7 +29,8 @@ def rows_of(estimator: Any, X: Any, *, reset: bool, ensure_min_samples: int = 1)
     """The rows of ``X``; ``n_features_in_`` and feature names noted (``reset``) or compared.
 
     Arrays, lists and data frames in memory are checked in full, with scikit-learn's messages. Paths, memory maps,
-    ``zarr``, Dask, torch, and lists of those are checked as they stream; an iterator of arrays is spooled first.
+    ``zarr``, Dask, torch, and lists of those are checked as they stream; an iterator of arrays is spooled first, and so
+    is a Dask array that is fitted (``reset``): each partition computed once, by Dask's workers.
 
     Raises
     ------
@@ -38,6 +39,11 @@ def rows_of(estimator: Any, X: Any, *, reset: bool, ensure_min_samples: int = 1)
     """
     if is_iterator(X):
         source: Source = SpooledSource(X)
+    elif reset and is_dask(X):
+        # Whoever holds a Dask array has imported Dask. A fit passes over the rows many times.
+        from streamgmm.prepare.spilling import SpilledSource
+
+        source = SpilledSource(X)
     elif is_streamed(X):
         source = open_source(X)
     else:
@@ -49,7 +55,7 @@ def rows_of(estimator: Any, X: Any, *, reset: bool, ensure_min_samples: int = 1)
         validate_data(estimator, source, reset=reset, skip_check_array=True)
         yield source
     finally:
-        if isinstance(source, SpooledSource) and source is not X:
+        if source is not X and (isinstance(source, SpooledSource) or (reset and is_dask(X))):
             source.close()
 
 
@@ -126,12 +132,17 @@ def joined(pieces: Iterable[np.ndarray], out: np.ndarray) -> np.ndarray:
     return out
 
 
+def is_dask(X: Any) -> bool:
+    """Whether ``X`` is a Dask array."""
+    dask = sys.modules.get("dask.array")
+    return dask is not None and isinstance(X, dask.Array)
+
+
 def is_streamed(X: Any) -> bool:
     """Whether ``X`` is read piece by piece, rather than checked as a whole."""
     if isinstance(X, (Source, str, bytes, os.PathLike, zarr.Array, zarr.Group, torch.Tensor, np.memmap)):
         return True
-    dask = sys.modules.get("dask.array")
-    if dask is not None and isinstance(X, dask.Array):
+    if is_dask(X):
         return True
     if np.ma.isMaskedArray(X):  # scikit-learn would use what is masked
         return True

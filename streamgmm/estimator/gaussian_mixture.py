@@ -26,12 +26,13 @@ from streamgmm.estimator.streamed import Streamed
 from streamgmm.estimator.verbose import VerboseProgress
 from streamgmm.fitting import fit as fit_source
 from streamgmm.io.sources.base import Source
-from streamgmm.mixture import COVARIANCE_TYPES, Float64Array, Mixture, load_model
+from streamgmm.mixture import COVARIANCE_TYPES, Float64Array, Mixture, load_model, load_transformation
 from streamgmm.request import FitRequest
 from streamgmm.result import FitResult
 from streamgmm.seeding import INIT_METHODS, Start
 from streamgmm.steps.candidate import mean_log_likelihood
 from streamgmm.steps.stepwise import stepwise_update
+from streamgmm.transforms import Transformation
 from streamgmm.weighting import Weighting
 
 
@@ -121,6 +122,7 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
 
     n_iter_: int
     lower_bounds_: list[float]
+    _transformation: Transformation | None
 
     def __init__(
         self,
@@ -294,9 +296,13 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         return Mixture(self.weights_, self.means_, self.covariances_, self.covariance_type)
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted mixture as a checksummed safetensors file."""
+        """Write the fitted mixture, and how its rows were prepared, as a checksummed safetensors file."""
         mixture = self.mixture_
-        mixture.save(path, result={"converged": self.converged_, "lower_bounds": list(map(float, self.lower_bounds_))})
+        mixture.save(
+            path,
+            getattr(self, "_transformation", None),
+            result={"converged": self.converged_, "lower_bounds": list(map(float, self.lower_bounds_))},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> GaussianMixture:
@@ -312,6 +318,7 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         facts = metadata.get("result")
         facts = facts if isinstance(facts, dict) else {}
         bounds = list(facts.get("lower_bounds", []))
+        estimator._transformation = load_transformation(path)
         estimator._set(mixture, bool(facts.get("converged", False)), bounds, np.dtype(np.float64))
         estimator.n_features_in_ = mixture.n_features
         return estimator
@@ -363,6 +370,8 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
                 stacklevel=4,  # the caller of fit, past scikit-learn's decorator
             )
         self._set(result.mixture, converged, bounds, float_dtype(source.dtype))
+        # What was done to raw vectors to make these rows; `save` keeps it with the model.
+        self._transformation = source.transformation
 
     def _refuse_fewer_rows_than_components(self, source: Source) -> None:
         if source.shape[0] < self.n_components:

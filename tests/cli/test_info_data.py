@@ -74,7 +74,7 @@ def test_what_is_decoded_and_what_converting_would_gain(here, call, name, write,
         assert facts["advice"] == "none: uncompressed data would be read hardly faster"
     else:
         assert "30.0 times as fast from the page cache (7.5 GB/s)" in facts["advice"]
-        assert "convert it once to uncompressed Zarr shards or .npy" in facts["advice"]
+        assert "convert it once to uncompressed Zarr shards, with streamgmm prepare" in facts["advice"]
 
 
 def test_what_is_inside_a_file(here, call, refused):

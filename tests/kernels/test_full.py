@@ -471,7 +471,7 @@ def test_repeats_keep_the_bits(device):
 def test_the_limit_on_features_is_named(device):
     d = MAX_FEATURES + 1
     mixture = Mixture(np.ones(1), np.zeros((1, d)), np.eye(d)[None], "full")
-    with pytest.raises(RequestError, match=r"256 features; got 257; use precision='highest'"):
+    with pytest.raises(RequestError, match=r"at most 256 features on a GPU; got 257; use precision='highest'"):
         KERNEL.parameters(mixture, Frame(np.zeros(d), np.ones(d)), device)
 
 

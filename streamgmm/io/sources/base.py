@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import BFLOAT16, Rows, type_name
 from streamgmm.io.plan import Extent, forget
+from streamgmm.transforms import Transformation
 
 __all__ = ["FINGERPRINT_ROWS", "STORED_DTYPES", "Rows", "Source", "check_shape"]
 
@@ -47,6 +48,8 @@ class Source(ABC):
         a conversion or a task graph) or ``memory`` (copied from an array).
     slow_because : str
         Why rows are decoded, in a few words; empty where they are not.
+    transformation : Transformation or None
+        What was done to raw vectors to make these rows; None where that is not known, or they are raw.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Source(ABC):
     read_granule: int = 1
     read_path: str = "memory"
     slow_because: str = ""
+    transformation: Transformation | None = None
 
     @abstractmethod
     def read_into(self, start: int, stop: int, out: Rows) -> None:

@@ -42,6 +42,9 @@ class ConcatSource(Source):
                     f"{other.name}: holds {type_name(other.dtype)} where {first.name} holds {type_name(first.dtype)}; "
                     "convert them to one type"
                 )
+            if _prepared(other) != _prepared(first):
+                raise DataError(f"{other.name}: was prepared in another way than {first.name}; give parts of one kind")
+        self.transformation = first.transformation
         self._parts = tuple(sources)
         self._starts = [0, *accumulate(part.shape[0] for part in sources)]
         self.name = first.name if len(sources) == 1 else f"{first.name} and {len(sources) - 1} more"
@@ -103,3 +106,8 @@ class ConcatSource(Source):
             part, offset = self._parts[index], self._starts[index]
             yield part, offset, max(start, offset), min(stop, offset + part.shape[0])
             index += 1
+
+
+def _prepared(source: Source) -> str:
+    """What was done to its rows, as a digest; empty for raw ones."""
+    return "" if source.transformation is None else source.transformation.digest

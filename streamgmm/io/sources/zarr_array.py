@@ -38,6 +38,7 @@ from streamgmm.io.sources.zarr_store import (
     piece_shape,
     sharding,
 )
+from streamgmm.transforms import FILE, Transformation
 
 ARRAYS_LISTED = 8
 
@@ -66,6 +67,7 @@ class ZarrSource(ExtentSource):
         self._store = strict.inner
         self.dtype = stored_dtype(self.name, np.dtype(self._array.dtype))
         self.shape = check_shape(self.name, self._array.shape)
+        self.transformation = _transformation(self.name, self._array, self._store)
         _refuse_pickle(self.name, self._array)
         try:
             codec = sharding(self._array)
@@ -231,6 +233,23 @@ def _reopen(array: ZarrArray) -> tuple[str, StrictStore, ZarrArray]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(f"{name}: can no longer be opened ({reason}); open the array again") from error
     return name, strict, again
+
+
+def _transformation(name: str, array: ZarrArray, store: Store) -> Transformation | None:
+    """What made the rows of a prepared array, which says so in its attributes.
+
+    Raises
+    ------
+    DataError, DamagedFileError
+        The file that holds it is missing, damaged, or another array's.
+    """
+    about = array.attrs.get("streamgmm")
+    if not isinstance(about, dict) or "digest" not in about or not isinstance(store, LocalStore):
+        return None
+    transformation = Transformation.load(Path(store.root, array.path, FILE))
+    if transformation.digest != about["digest"]:
+        raise DataError(f"{name}: its {FILE} is another array's; restore it, or prepare the rows again")
+    return transformation
 
 
 def _refuse_pickle(name: str, array: ZarrArray) -> None:

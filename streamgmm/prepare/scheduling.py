@@ -1,0 +1,166 @@
+"""Dask runs the tasks: on threads or processes of this machine, or on a cluster."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+import dask
+from dask.callbacks import Callback
+
+from streamgmm.errors import RequestError
+from streamgmm.io.sources.wording import reason_of
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
+Done = Callable[[str, Any], None]
+"""Of a task's name and its result, in this thread, as soon as it is there."""
+
+_ANSWER_SECONDS = 10
+
+
+class Scheduler(ABC):
+    """Runs tasks that do not depend on one another."""
+
+    shares_memory = False
+    is_local = False
+    dashboard = ""
+
+    @abstractmethod
+    def run(self, tasks: Mapping[str, Delayed], done: Done) -> None:
+        """Compute all; the first error is raised, and tasks not begun are given up."""
+
+    def limit(self, workers: int) -> None:  # noqa: B027 - a cluster has the workers it has
+        """Work on as many tasks at once."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Let go of workers."""
+
+
+class _Local(Scheduler):
+    is_local = True
+
+    def __init__(self, kind: str) -> None:
+        self._kind, self._workers = kind, 1
+        self.shares_memory = kind == "threads"
+        self._pool: Executor | None = None
+
+    def limit(self, workers: int) -> None:
+        if workers != self._workers:
+            self.close()
+        self._workers = workers
+
+    def _opened_pool(self) -> Executor:
+        # One for all stages: a process takes seconds to import what it needs, and spawned it shares no thread or lock.
+        if self._pool is None:
+            threads = self._kind == "threads"
+            context = get_context("spawn")
+            pool = ThreadPoolExecutor if threads else partial(ProcessPoolExecutor, mp_context=context)
+            self._pool = pool(self._workers)
+        return self._pool
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def run(self, tasks: Mapping[str, Delayed], done: Done) -> None:
+        if not tasks:
+            return
+        names = {task.key: name for name, task in tasks.items()}
+
+        def noted(key: Any, result: Any, *_: object) -> None:
+            if key in names:
+                done(names[key], result)
+
+        with Callback(posttask=noted):
+            pool = self._opened_pool()
+            dask.compute(
+                *tasks.values(), scheduler=self._kind, pool=pool, num_workers=self._workers, optimize_graph=False
+            )
+
+
+class _Cluster(Scheduler):
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.dashboard = str(client.dashboard_link or "")
+
+    def run(self, tasks: Mapping[str, Delayed], done: Done) -> None:
+        from distributed import as_completed
+
+        if not tasks:
+            return
+        futures = self._client.compute(list(tasks.values()), optimize_graph=False)
+        names = {future.key: name for future, name in zip(futures, tasks, strict=True)}
+        try:
+            for future in as_completed(futures, loop=self._client.loop):
+                done(names[future.key], future.result())
+        except BaseException:
+            with suppress(Exception):
+                self._client.cancel(futures)
+            raise
+
+
+class _OwnCluster(_Cluster):
+    def close(self) -> None:
+        self._client.close()
+
+
+def open_scheduler(address: Any) -> Scheduler:
+    """``threads``, ``processes``, the address of a Dask scheduler, or a `distributed.Client`.
+
+    Raises
+    ------
+    RequestError
+        No scheduler answers there, it has no workers, or they lack this package.
+    """
+    if address in ("threads", "processes"):
+        return _Local(address)
+    try:
+        distributed = importlib.import_module("distributed")
+    except ImportError:
+        raise RequestError(
+            f"scheduler {address!r}: needs Dask's distributed; pip install 'streamgmm[cluster]', or use threads"
+        ) from None
+    if isinstance(address, distributed.Client):
+        _check_workers(address, "client")
+        return _Cluster(address)
+    if not isinstance(address, str) or "://" not in address:
+        raise RequestError(
+            f"scheduler must be threads, processes or an address such as tcp://host:8786; got {address!r}"
+        )
+    try:
+        client = distributed.Client(address, timeout=_ANSWER_SECONDS, set_as_default=False)
+    # distributed raises OSError, TimeoutError, ValueError, … for addresses that lead nowhere.
+    except Exception as error:
+        raise RequestError(
+            f"scheduler {address}: does not answer within {_ANSWER_SECONDS} s ({reason_of(error)[:120]}); check the "
+            "address and that it runs"
+        ) from None
+    try:
+        _check_workers(client, address)
+    except BaseException:
+        client.close()
+        raise
+    return _OwnCluster(client)
+
+
+def _check_workers(client: Any, address: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=_ANSWER_SECONDS)
+    except Exception:
+        raise RequestError(f"scheduler {address}: has no workers; start one with dask worker {address}") from None
+    try:
+        # The builtin travels to any worker; a function of this package would not.
+        client.run(importlib.import_module, "streamgmm.prepare.job")
+    except Exception as error:
+        raise RequestError(
+            f"scheduler {address}: a worker cannot import streamgmm ({reason_of(error)[:160]}); install it there"
+        ) from None
