@@ -13,6 +13,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "tools" / "bench_prepare.py"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["prepare --shuffle --ids", "prepare --steps standardise,pca=32"])
 def test_growth_stays_within_the_limit(tmp_path, way):
     """Of 256 MiB of rows, in less than that, Dask and its threads counted."""

@@ -156,6 +156,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.long
 def test_processes_that_are_really_killed(here, children):
     """SIGKILL at nine places in a row, then to the end."""
     (here / "whole").mkdir()

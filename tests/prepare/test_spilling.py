@@ -58,6 +58,7 @@ def test_rows_and_identity_are_the_array_s(x):
     source.close()
 
 
+@pytest.mark.long
 def test_on_the_workers_of_a_client(x, tmp_path):
     distributed = pytest.importorskip("distributed")
     with (
