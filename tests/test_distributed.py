@@ -34,6 +34,7 @@ from streamgmm.result import FitResult
 from streamgmm.run import RunFolder
 from streamgmm.seeding import sample_size, uniform_rows
 from streamgmm.state import TrainingState
+from tests.kills import Killed, KilledAt
 from tests.oracles import COVARIANCE_TYPES, clustered
 from tests.worlds import Hub, MemoryLinks, run_world
 
@@ -73,22 +74,6 @@ def result_of(outcomes: list[FitResult | BaseException | None]) -> FitResult:
 @pytest.fixture(scope="module")
 def alone() -> dict[str, FitResult]:
     return {kind: fit(ArraySource(ROWS), request(kind)) for kind in COVARIANCE_TYPES}
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
-
-
-class Dying(Progress):
-    """Ends its process after a number of chunks."""
-
-    def __init__(self, chunks: int) -> None:
-        self._left = chunks
-
-    def chunk(self, state: TrainingState, n_samples: int, ring: Ring) -> None:
-        if self._left == 0:
-            raise Killed
-        self._left -= 1
 
 
 class Stopped(Progress):
@@ -144,7 +129,7 @@ def test_killed_processes_resume_under_other_numbers_of_them(attempts, alone, tm
     run = tmp_path_factory.mktemp("killed") / "run"
     asked = request(chunk_rows=CHUNK_ROWS, checkpoint_every=0.0)
     for size, rank, chunks in attempts:
-        outcomes = fit_with(size, asked, run, progress=only(rank % size, Dying(chunks)))
+        outcomes = fit_with(size, asked, run, progress=only(rank % size, KilledAt(chunks)))
         assert all(
             outcome is None or isinstance(outcome, (FitResult, Killed, PeerLost, Reported)) for outcome in outcomes
         )
@@ -157,7 +142,7 @@ def test_killed_processes_resume_under_other_numbers_of_them(attempts, alone, tm
 
 def test_a_checkpoint_holds_what_every_process_has_summed(tmp_path):
     asked = request(chunk_rows=CHUNK_ROWS, checkpoint_every=0.0)
-    fit_with(3, asked, tmp_path / "run", progress=only(0, Dying(3)))
+    fit_with(3, asked, tmp_path / "run", progress=only(0, KilledAt(3)))
     loaded, _ = newest(tmp_path / "run" / "checkpoints", torch.device("cpu"), print)
     assert loaded is not None
     state = loaded[0]
@@ -169,7 +154,7 @@ def test_a_checkpoint_holds_what_every_process_has_summed(tmp_path):
 
 def test_what_the_leader_has_is_saved_when_another_is_killed(alone, tmp_path):
     """No checkpoint was due yet."""
-    outcomes = fit_with(2, request(chunk_rows=CHUNK_ROWS), tmp_path / "run", progress=only(1, Dying(5)))
+    outcomes = fit_with(2, request(chunk_rows=CHUNK_ROWS), tmp_path / "run", progress=only(1, KilledAt(5)))
     assert isinstance(outcomes[0], PeerLost)
     assert isinstance(outcomes[1], Killed)
     loaded, _ = newest(tmp_path / "run" / "checkpoints", torch.device("cpu"), print)
@@ -269,7 +254,7 @@ def test_data_that_changed_while_a_run_was_stopped_ends_it(tmp_path):
     changed = ROWS.copy()
     changed[300_000, 2] += 0.5
     asked = request(chunk_rows=CHUNK_ROWS, checkpoint_every=0.0)
-    fit_with(2, asked, tmp_path / "run", progress=only(0, Dying(16)))
+    fit_with(2, asked, tmp_path / "run", progress=only(0, KilledAt(16)))
     outcomes = fit_with(3, asked, tmp_path / "run", rows=changed)
     assert isinstance(outcomes[0], RequestError)
     assert "changed" in str(outcomes[0])

@@ -28,9 +28,10 @@ from streamgmm.result import FitResult
 from streamgmm.seeding import Start
 from streamgmm.state import TrainingState
 from streamgmm.steps.stepwise import Schedule
+from tests.kills import Killed, KilledAt
 from tests.oracles import COVARIANCE_TYPES, clustered
 from tests.test_distributed import Stopped, only
-from tests.test_training import Killed, KilledAt, with_device_memory_for
+from tests.test_training import with_device_memory_for
 from tests.worlds import run_world
 
 ROWS = clustered(140_001, 12, 4, spread=1.5).astype(np.float32)  # three blocks, the last one short

@@ -25,25 +25,10 @@ from streamgmm.request import FitRequest
 from streamgmm.result import FitResult
 from streamgmm.seeding import Start, sample_size, uniform_rows
 from streamgmm.state import TrainingState
+from tests.kills import Killed, KilledAt
 from tests.oracles import COVARIANCE_TYPES, clustered, em_iteration
 
 ROWS = clustered(150_001, 5, 6, spread=1.0).astype(np.float32)  # three blocks, the last one short
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
-
-
-class KilledAt(Progress):
-    """Ends the run after a number of chunks, between the checkpoint before it and anything after."""
-
-    def __init__(self, chunks: int) -> None:
-        self._left = chunks
-
-    def chunk(self, state: TrainingState, n_samples: int, ring: Ring) -> None:
-        if self._left == 0:
-            raise Killed
-        self._left -= 1
 
 
 def request(kind: str = "diag", **changes: object) -> FitRequest:

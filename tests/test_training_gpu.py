@@ -13,8 +13,8 @@ from streamgmm.inference import InferenceSettings, mean_log_likelihood, posterio
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.request import FitRequest
 from streamgmm.seeding import Start
+from tests.kills import Killed, KilledAt
 from tests.oracles import COVARIANCE_TYPES, clustered
-from tests.test_training import Killed, KilledAt
 
 pytestmark = pytest.mark.gpu
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 from sklearn.mixture import GaussianMixture as Peer
-from sklearn.utils.estimator_checks import check_estimator, check_param_validation, parametrize_with_checks
+from sklearn.utils.estimator_checks import check_param_validation, parametrize_with_checks
 
 from streamgmm import GaussianMixture
+from tests.estimator.statuses import statuses_of
 from tests.oracles import COVARIANCE_TYPES
 
 ESTIMATORS = [
@@ -30,13 +29,7 @@ def test_scikit_learns_checks(estimator, check):
 
 
 def test_every_check_of_scikit_learns_own_mixture_passes_here():
-    def statuses(estimator):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the checks' own
-            results = check_estimator(estimator, on_skip=None, on_fail=None)
-        return {result["check_name"]: result["status"] for result in results}
-
-    ours, peers = statuses(GaussianMixture()), statuses(Peer())
+    ours, peers = statuses_of(GaussianMixture()), statuses_of(Peer())
     assert peers.keys() <= ours.keys()
     assert {name for name, status in ours.items() if status != "passed"} <= {
         name for name, status in peers.items() if status != "passed"

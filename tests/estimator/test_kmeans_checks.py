@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 from sklearn.cluster import KMeans as Peer
-from sklearn.utils.estimator_checks import check_estimator, check_param_validation, parametrize_with_checks
+from sklearn.utils.estimator_checks import check_param_validation, parametrize_with_checks
 
 from streamgmm import KMeans
+from tests.estimator.statuses import statuses_of
 
 EXCUSED = {
     # As of scikit-learn's own: other first rows are drawn where some repeat, and find another optimum.
@@ -26,13 +25,7 @@ def test_scikit_learns_checks(estimator, check):
 
 
 def test_every_check_of_scikit_learns_own_k_means_passes_here():
-    def statuses(estimator):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the checks' own
-            results = check_estimator(estimator, on_skip=None, on_fail=None)
-        return {result["check_name"]: result["status"] for result in results}
-
-    ours, peers = statuses(KMeans()), statuses(Peer())
+    ours, peers = statuses_of(KMeans()), statuses_of(Peer())
     assert {name for name in peers if "sparse_data" not in name} <= ours.keys()  # which it takes, and this does not
     assert {name for name, status in ours.items() if status != "passed"} <= {
         name for name, status in peers.items() if status != "passed"

@@ -14,6 +14,7 @@ import pytest
 from streamgmm.errors import DataError, RequestError, RunError
 from streamgmm.prepare import prepare
 from streamgmm.prepare.workspace import Workspace
+from tests.kills import Killed
 from tests.prepare.conftest import contents, raw_rows
 
 SETTINGS = {
@@ -24,10 +25,6 @@ SETTINGS = {
     "shard_size": "8KiB",
     "workers": 1,
 }
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
 
 
 def partitions(x):

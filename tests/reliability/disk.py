@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.kills import Killed
+
 STEPS = ("open", "write", "fchmod", "fsync", "close", "posix_fadvise", "read", "replace", "unlink")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing the process does afterwards reaches the disk."""
 
 
 class FaultyDisk:

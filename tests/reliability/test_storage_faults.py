@@ -12,7 +12,8 @@ from streamgmm import storage
 from streamgmm.checkpoint import Checkpoints
 from streamgmm.errors import DamagedFileError
 from streamgmm.storage import load_tensors, save_tensors
-from tests.reliability.disk import FaultyDisk, Killed, PowerCut
+from tests.kills import Killed
+from tests.reliability.disk import FaultyDisk, PowerCut
 from tests.test_checkpoint import CPU, HISTORY, IDENTITY, bits, silent, state_of
 
 FAULTS = ("ENOSPC", "EIO", "EROFS", "EDQUOT", "short", "short then ENOSPC", "kill")

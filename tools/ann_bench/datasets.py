@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from passes_bench.pictures import photographs
+from passes_bench.pictures import SIFT_WIDTH, photographs, root_sift
 from passes_bench.texts import text_vectors
 from scipy.ndimage import gaussian_filter, zoom
 
 _SCALES = (1.0, 0.8, 0.64)
 _BAND = (0.45, 0.55)
 """Share of a photograph's width that queries come from."""
-
-_CELLS, _CELL, _BINS = 4, 4, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,7 @@ def vectors(name: str, folder: Path, n_rows: int, n_queries: int) -> Vectors:
 
 def dense_sift() -> tuple[np.ndarray, np.ndarray]:
     """Root-SIFT at every pixel of three scales, (N, 128); queries from the band."""
-    return _divided(_sift, 4 * _CELL)
+    return _divided(root_sift, SIFT_WIDTH)
 
 
 def sift_random() -> tuple[np.ndarray, np.ndarray]:
@@ -101,30 +99,3 @@ def _patches(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     column = np.broadcast_to(np.arange(windows.shape[1]), windows.shape[:2]).reshape(-1)
     rows = windows.reshape(-1, 64).astype(np.float32)
     return rows - rows.mean(1, keepdims=True), column
-
-
-def _sift(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowe's histograms of gradient orientation on 4×4 cells, square-rooted (Arandjelović & Zisserman 2012).
-
-    Smoothed over cells by a Gaussian; windows without contrast, whose descriptor is undefined, are left out.
-    """
-    dy, dx = np.gradient(gaussian_filter(image, 1.0))
-    magnitude, angle = np.hypot(dx, dy), np.arctan2(dy, dx) % (2 * np.pi) * (_BINS / (2 * np.pi))
-    maps = []
-    for orientation in range(_BINS):
-        distance = np.abs(angle - orientation)
-        share = np.clip(1 - np.minimum(distance, _BINS - distance), 0, None)
-        maps.append(gaussian_filter(magnitude * share, _CELL / 2))
-    stacked = np.stack(maps, -1).astype(np.float32)
-    height, width = (size - _CELLS * _CELL for size in image.shape)
-    cells = [
-        stacked[i * _CELL : i * _CELL + height, j * _CELL : j * _CELL + width]
-        for i in range(_CELLS)
-        for j in range(_CELLS)
-    ]
-    rows = np.concatenate(cells, -1).reshape(height * width, -1)
-    column = np.tile(np.arange(width), height)
-    norm = np.linalg.norm(rows, axis=1)
-    rows, column, norm = rows[norm > 10.0], column[norm > 10.0], norm[norm > 10.0]
-    rows = np.minimum(rows / norm[:, None], 0.2)
-    return np.sqrt(rows / rows.sum(1, keepdims=True)), column

@@ -9,10 +9,9 @@ from passes_bench.engine import Engine
 from streamgmm.estep import bind
 from streamgmm.frame import Frame
 from streamgmm.mixture import Mixture
+from streamgmm.steps.growth import first_size
 from streamgmm.steps.split import split_heaviest
 
-_FIRST_FRACTION = 16
-_FEWEST = 8
 _ITERATIONS_A_ROUND = 5
 _LAST_ITERATIONS = 25
 _LOCAL_ITERATIONS = 8
@@ -26,8 +25,7 @@ def grown(engine: Engine, n_components: int, seed: int, by_gain: bool = True) ->
     Thirty iterations end it where the sample has a row a parameter, and five where it has fewer and more would overfit.
     ``by_gain`` splits where two components fit better (diag alone), else the heaviest split.
     """
-    first = min(n_components, max(_FEWEST, n_components // _FIRST_FRACTION))
-    mixture = engine.em(engine.seeded(first, seed), engine.sample, _ITERATIONS_A_ROUND)
+    mixture = engine.em(engine.seeded(first_size(n_components), seed), engine.sample, _ITERATIONS_A_ROUND)
     while (k := mixture.n_components) < n_components:
         count = min(max(1, k // 2), n_components - k)
         mixture = (

@@ -11,8 +11,9 @@ import torch
 from passes_bench import passes
 from passes_bench.engine import Engine
 from passes_bench.growth import grown
-from passes_bench.order import design_effects, granule_means, natural_order, stratified_order
+from passes_bench.order import design_effects, granule_means, natural_order
 from streamgmm.mixture import Mixture
+from streamgmm.passes import stratified_order
 
 BASELINE = "kmeans + 30 EM"
 RECOMMENDED = "grown + windowed 3+1"

@@ -78,16 +78,3 @@ def limit(n_steps: int, n_features: int) -> float:
 def natural_order(n_granules: int, n_steps: int) -> list[np.ndarray]:
     """Runs of granules as they lie."""
     return np.array_split(np.arange(n_granules), n_steps)
-
-
-def stratified_order(n_granules: int, n_steps: int, seed: int, number: int) -> list[np.ndarray]:
-    """Each step has one granule of every run of ``n_steps`` granules: which one, a seeded permutation of the run says.
-
-    A function of seed and pass ``number`` alone; every granule is in exactly one step. Whatever lies together in the
-    file for longer than a run is in every step in proportion.
-    """
-    rng = np.random.default_rng([seed, number])
-    padded = np.full(-(-n_granules // n_steps) * n_steps, -1)
-    padded[:n_granules] = np.arange(n_granules)
-    strata = rng.permuted(padded.reshape(-1, n_steps), axis=1)
-    return [np.sort(step[step >= 0]) for step in strata.T if (step >= 0).any()]

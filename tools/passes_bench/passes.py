@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from passes_bench.engine import REG_COVAR, Engine
-from passes_bench.order import stratified_order
 from streamgmm.errors import RequestError
 from streamgmm.mixture import Mixture
+from streamgmm.passes import stratified_order
 from streamgmm.statistics import Statistics
 from streamgmm.steps.stepwise import Schedule, implied_statistics, mixed, step_size
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 
 from streamgmm.errors import DataError
 from streamgmm.io.sources.base import check_shape
 from streamgmm.io.sources.extents import ExtentSource, Placement
-from streamgmm.io.sources.raw import RawFile, check_size
+from streamgmm.io.sources.raw import RawFile, check_size, typed_by_suffix
 
 DTYPES: dict[str, np.dtype[np.generic]] = {
     ".fbin": np.dtype(np.float32),
@@ -34,10 +33,7 @@ class FbinSource(ExtentSource):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        suffix = Path(path).suffix.lower()
-        if suffix not in DTYPES:
-            raise DataError(f"{os.fspath(path)}: suffix {suffix!r} names no type; use one of {', '.join(DTYPES)}")
-        self.dtype = DTYPES[suffix]
+        self.dtype = typed_by_suffix(path, DTYPES)
         self._file = RawFile(path)
         self.name = self._file.path
         if self._file.size < HEADER_BYTES:

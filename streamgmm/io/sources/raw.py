@@ -7,6 +7,7 @@ import os
 import resource
 import stat
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 
@@ -15,6 +16,14 @@ import numpy as np
 from streamgmm.errors import DataError
 from streamgmm.io.direct import fill_direct
 from streamgmm.io.plan import Extent, forget, read_extent, read_failed
+
+
+def typed_by_suffix(path: str | os.PathLike[str], dtypes: Mapping[str, np.dtype[np.generic]]) -> np.dtype[np.generic]:
+    """The type of the values in a file whose suffix tells it; DataError where ``dtypes`` lacks the suffix."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in dtypes:
+        raise DataError(f"{os.fspath(path)}: suffix {suffix!r} names no type; use one of {', '.join(dtypes)}")
+    return dtypes[suffix]
 
 
 class RawFile:

@@ -12,7 +12,7 @@ from streamgmm.errors import DataError
 from streamgmm.io.plan import Extent
 from streamgmm.io.sources.base import Rows, Source, check_shape
 from streamgmm.io.sources.extents import ReadFile
-from streamgmm.io.sources.raw import RawFile
+from streamgmm.io.sources.raw import RawFile, typed_by_suffix
 
 DTYPES: dict[str, np.dtype[np.generic]] = {".fvecs": np.dtype(np.float32), ".bvecs": np.dtype(np.uint8)}
 """The type of the values, by suffix."""
@@ -41,10 +41,7 @@ class VecsSource(Source):
     read_path = "extents"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        suffix = Path(path).suffix.lower()
-        if suffix not in DTYPES:
-            raise DataError(f"{os.fspath(path)}: suffix {suffix!r} names no type; use one of {', '.join(DTYPES)}")
-        self.dtype = DTYPES[suffix]
+        self.dtype = typed_by_suffix(path, DTYPES)
         self._file = RawFile(path)
         self.name = self._file.path
         if self._file.size < COUNT.itemsize:
@@ -58,7 +55,8 @@ class VecsSource(Source):
         rows, rest = divmod(self._file.size, self._record.itemsize)
         if rest:
             raise DataError(
-                f"{self.name}: is truncated or no {suffix} file: {self._file.size} bytes are not a whole number of "
+                f"{self.name}: is truncated or no {Path(path).suffix.lower()} file: "
+                f"{self._file.size} bytes are not a whole number of "
                 f"rows of {features} features, {self._record.itemsize} bytes each; restore it or write it again"
             )
         self.shape = check_shape(self.name, (rows, features))
