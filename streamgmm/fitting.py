@@ -269,8 +269,8 @@ def _settings(job: _Job, weighting: Weighting, algorithm: str) -> TrainingSettin
 def _feed(job: _Job) -> Feed:
     plan, request = job.plan, job.request
     host = None if request.host_memory is None else request.host_memory // job.world.local_size
-    # What the plan leaves of the limit keeps the first chunks.
-    spare = 0 if plan.limit is None else plan.limit - plan.needed
+    # What the plan leaves of the limit keeps the first chunks; without one, half of what is free.
+    spare = _free_bytes(job.device) // 2 if plan.limit is None else plan.limit - plan.needed
 
     def open_ring(rows: int) -> Ring:
         return Ring(
@@ -285,6 +285,10 @@ def _feed(job: _Job) -> Feed:
         )
 
     return Feed(open_ring, plan.chunk_rows, plan.granule)
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def _usage(job: _Job, feed: Feed, begun: float) -> dict[str, Any]:

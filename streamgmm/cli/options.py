@@ -62,7 +62,11 @@ def computing(command: Command) -> Command:
             show_default=True,
             help="highest is fp64; auto takes the fastest that agrees with it on a sample.",
         ),
-        click.option("--memory", metavar="SIZE", help="Bound on device memory, or growth on a CPU, e.g. 4GiB."),
+        click.option(
+            "--memory",
+            metavar="SIZE",
+            help="Bound on device memory, or growth on a CPU, e.g. 4GiB; what is left keeps rows.",
+        ),
         click.option("--host-memory", metavar="SIZE", help="Host memory that keeps rows between passes, e.g. 16GiB."),
         click.option("--chunk-rows", type=click.IntRange(1), help="Rows moved at once; never changes a result."),
         threads_option,

@@ -18,12 +18,12 @@ from streamgmm.statistics import Statistics
 
 
 class DenseEStep:
-    """The textbook E-step as torch writes it: features, one product, softmax, one product; chunks of rows.
+    """The textbook E-step as torch writes it: features, one product, softmax, one product; ``chunk`` rows at once.
 
     `streamgmm.kernels.natural` has the table of features.
     """
 
-    def __init__(self, mixture: Mixture, frame: Frame, device: torch.device) -> None:
+    def __init__(self, mixture: Mixture, frame: Frame, device: torch.device, chunk: int | None = None) -> None:
         def narrow(values: np.ndarray) -> np.ndarray:
             return values.astype(np.float32).astype(np.float64)
 
@@ -34,7 +34,7 @@ class DenseEStep:
         self._theta = torch.tensor(theta, dtype=torch.float32, device=device)
         self._common = None if natural.common is None else torch.tensor(natural.common, device=device).float()
         width = 3 * self._k + 2 * n_row_features(Problem(self._k, mixture.n_features, self._kind))
-        self._chunk = max(1024, (1 << 30) // width)
+        self._chunk = chunk or max(1024, (1 << 30) // width)
 
     def __call__(self, rows: Tensor) -> tuple[Statistics, Tensor]:
         """Statistics about the frame's origin, and log p of each row (n,)."""
