@@ -22,6 +22,7 @@ class BoundMixture:
     parameters: Any
     mixture: Mixture
     frame: Frame
+    precision: str
     device: torch.device
 
     def empty_statistics(self) -> Statistics:
@@ -44,7 +45,7 @@ def bind(
     """``mixture`` ready for `e_step` at ``precision`` (medium, high or highest); ``hard`` assigns, as k-means does."""
     problem = Problem(mixture.n_components, mixture.n_features, mixture.covariance_type)
     kernel = select_kernel(problem, precision, device, workers, hard)
-    return BoundMixture(kernel, kernel.parameters(mixture, frame, device), mixture, frame, device)
+    return BoundMixture(kernel, kernel.parameters(mixture, frame, device), mixture, frame, precision, device)
 
 
 def e_step(rows: Tensor, bound: BoundMixture, statistics: Statistics, weights: Tensor | None = None) -> None:

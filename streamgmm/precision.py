@@ -69,19 +69,27 @@ def choose_precision(
     mixture: Mixture, frame: Frame, precision: str, check_rows: Tensor, workers: int, hard: bool = False
 ) -> str:
     """The narrowest available precision from ``precision`` on that agrees with fp64 on ``check_rows`` (n, D)."""
+    return bind_checked(mixture, frame, precision, check_rows, workers, hard).precision
+
+
+def bind_checked(
+    mixture: Mixture, frame: Frame, precision: str, check_rows: Tensor, workers: int, hard: bool = False
+) -> BoundMixture:
+    """``mixture`` bound at what `choose_precision` chooses."""
     problem = Problem(mixture.n_components, mixture.n_features, mixture.covariance_type)
     available = available_precisions(problem, check_rows.device, hard)
+    exact = bind(mixture, frame, PRECISIONS[-1], check_rows.device, workers, hard)
     for wider in PRECISIONS[PRECISIONS.index(precision) : -1]:
-        if wider in available and deviation(mixture, frame, wider, check_rows, workers, hard).acceptable:
-            return wider
-    return PRECISIONS[-1]
+        if wider not in available:
+            continue
+        fast = bind(mixture, frame, wider, check_rows.device, workers, hard)
+        if deviation(fast, exact, check_rows, hard).acceptable:
+            return fast
+    return exact
 
 
-def deviation(
-    mixture: Mixture, frame: Frame, precision: str, rows: Tensor, workers: int, hard: bool = False
-) -> Deviation:
-    """How far ``precision`` is from fp64 for ``mixture`` on ``rows`` (n, D), on the rows' device."""
-    fast, exact = (bind(mixture, frame, p, rows.device, workers, hard) for p in (precision, PRECISIONS[-1]))
+def deviation(fast: BoundMixture, exact: BoundMixture, rows: Tensor, hard: bool = False) -> Deviation:
+    """How far ``fast`` is from ``exact``, the same mixture in fp64, on ``rows`` (n, D), on their device."""
     difference = fast.log_likelihood(rows) - exact.log_likelihood(rows)
     if hard:
         # A row as near to one component as to another may go to either: only what both assign alike can be compared.

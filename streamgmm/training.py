@@ -6,7 +6,7 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from streamgmm.io.ring import Chunk
 from streamgmm.io.sources.base import Source
 from streamgmm.mixture import Mixture
 from streamgmm.passes import regions, rows_before, steps_of
-from streamgmm.precision import choose_precision, next_precision
+from streamgmm.precision import bind_checked, next_precision
 from streamgmm.seeding import check_finite
 from streamgmm.sharing import collect, handed_over, spread
 from streamgmm.state import OpenSegment, SoFar, TrainingState
@@ -122,12 +122,15 @@ class Lead:
         What one update within a pass is; None where there are none.
     watch : Watch or None
         Rows on which every pass is judged.
+    bound : dict
+        What was bound to check a precision, by mixture, until the pass takes it.
     """
 
     step: Step
     check_rows: Tensor
     stepwise: StepwiseStep | None = None
     watch: Watch | None = None
+    bound: dict[Mixture, BoundMixture] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,9 +177,11 @@ def _begun(state: TrainingState, training: Training) -> TrainingState:
         if candidate.converged or settings.precision != "auto":
             return candidate
         mixture, precision = candidate.mixture, candidate.precision
-        chosen = choose_precision(mixture, state.frame, precision, lead.check_rows, settings.workers, settings.hard)
-        return replace(candidate, precision=chosen)
+        bound = bind_checked(mixture, state.frame, precision, lead.check_rows, settings.workers, settings.hard)
+        lead.bound[mixture] = bound
+        return replace(candidate, precision=bound.precision)
 
+    lead.bound.clear()
     undoable = state.candidates[0].mixture if state.course.is_stepwise(state.number) else None
     candidates = tuple(checked(candidate) for candidate in state.candidates)
     return replace(_from_the_top(replace(state, candidates=candidates), n_samples), before=undoable)
@@ -232,6 +237,9 @@ def _rows_to_check(state: TrainingState, left: list[Span], n_samples: int, world
 
 
 def _bind(candidate: Candidate, state: TrainingState, training: Training) -> BoundMixture:
+    known = training.lead.bound.pop(candidate.mixture, None) if training.lead else None
+    if known is not None and known.precision == candidate.precision:
+        return known
     settings = training.settings
     return bind(candidate.mixture, state.frame, candidate.precision, training.device, settings.workers, settings.hard)
 

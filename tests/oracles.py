@@ -5,10 +5,22 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
+from torch import Tensor
 
+from streamgmm.estep import bind
+from streamgmm.frame import Frame
 from streamgmm.mixture import COVARIANCE_TYPES, Mixture
+from streamgmm.precision import Deviation, deviation
 
-__all__ = ["COVARIANCE_TYPES", "clustered", "dense_covariances", "em_iteration", "log_joint", "random_mixture"]
+__all__ = [
+    "COVARIANCE_TYPES",
+    "clustered",
+    "dense_covariances",
+    "deviation_of",
+    "em_iteration",
+    "log_joint",
+    "random_mixture",
+]
 
 
 def dense_covariances(mixture: Mixture) -> np.ndarray:
@@ -31,6 +43,14 @@ def log_joint(x: np.ndarray, mixture: Mixture) -> np.ndarray:
     ]
     with np.errstate(divide="ignore"):
         return np.stack(columns, axis=1) + np.log(mixture.weights)
+
+
+def deviation_of(
+    mixture: Mixture, frame: Frame, precision: str, rows: Tensor, workers: int, hard: bool = False
+) -> Deviation:
+    """How far ``precision`` is from fp64 for ``mixture`` on ``rows``."""
+    fast, exact = (bind(mixture, frame, name, rows.device, workers, hard) for name in (precision, "highest"))
+    return deviation(fast, exact, rows, hard)
 
 
 def em_iteration(x: np.ndarray, mixture: Mixture, reg_covar: float) -> tuple[Mixture, float]:

@@ -14,11 +14,10 @@ from streamgmm.precision import (
     Deviation,
     check_sample,
     choose_precision,
-    deviation,
     first_precision,
     next_precision,
 )
-from tests.oracles import COVARIANCE_TYPES, clustered, random_mixture
+from tests.oracles import COVARIANCE_TYPES, clustered, deviation_of, random_mixture
 
 
 def mixture_near(x: np.ndarray, kind: str, sigma: float) -> Mixture:
@@ -37,7 +36,7 @@ def test_float32_is_kept_where_it_agrees(kind):
     x = clustered(2000, 3, 8)
     rows = torch.from_numpy(x.astype(np.float32))
     assert choose_precision(random_mixture(kind, 3, 8), frame_of(x, kind), "high", rows, 1) == "high"
-    measured = deviation(random_mixture(kind, 3, 8), frame_of(x, kind), "high", rows, 1)
+    measured = deviation_of(random_mixture(kind, 3, 8), frame_of(x, kind), "high", rows, 1)
     assert measured.acceptable
     assert measured.mean_absolute < 1e-4
     assert measured.statistic < 1e-5
@@ -59,7 +58,7 @@ def test_statistics_are_compared_in_the_frame_s_coordinates(monkeypatch):
     kernels = {"medium": DoublingKernel(torch.float64), "highest": TiledKernel(torch.float64)}
     monkeypatch.setattr("streamgmm.estep.select_kernel", lambda problem, precision, *_: kernels[precision])
     x = clustered(500, 3, 4)
-    measured = deviation(random_mixture("diag", 3, 4), frame_of(x, "diag"), "medium", torch.from_numpy(x), 1)
+    measured = deviation_of(random_mixture("diag", 3, 4), frame_of(x, "diag"), "medium", torch.from_numpy(x), 1)
     assert measured.statistic < 1e-12
 
 
@@ -113,7 +112,7 @@ def test_hard_assignment_may_differ_where_two_components_are_as_near(kind):
     covariances = random_mixture(kind, 3, 4).covariances * 0 + {"full": np.eye(4), "tied": np.eye(4)}.get(kind, 1.0)
     mixture = Mixture(np.full(3, 1 / 3), means, covariances, kind)
     rows, frame = torch.from_numpy(x), frame_of(x, kind)
-    measured = deviation(mixture, frame, "high", rows, 1, hard=True)
+    measured = deviation_of(mixture, frame, "high", rows, 1, hard=True)
     assert measured.acceptable, measured
     assert choose_precision(mixture, frame, "medium", rows, 1, hard=True) == "medium"
 
@@ -127,5 +126,5 @@ def test_hard_assignment_is_checked_with_hard_kernels(monkeypatch):
 
     monkeypatch.setattr("streamgmm.estep.select_kernel", select)
     x = clustered(100, 3, 4)
-    deviation(random_mixture("diag", 3, 4), frame_of(x, "diag"), "medium", torch.from_numpy(x), 1, hard=True)
+    deviation_of(random_mixture("diag", 3, 4), frame_of(x, "diag"), "medium", torch.from_numpy(x), 1, hard=True)
     assert asked == [("medium", True), ("highest", True)]

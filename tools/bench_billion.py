@@ -93,6 +93,7 @@ def finished(arguments: list[str]) -> dict[str, Any]:
     if done.returncode:
         sys.exit(f"{' '.join(arguments)}: status {done.returncode}: {done.stderr}")
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{arguments[3]}: {facts.get('seconds', 0.0):.0f} s", file=sys.stderr, flush=True)
     return facts
 
 
@@ -141,6 +142,7 @@ def main() -> int:
         begun = time.perf_counter()
         mean, deviation = write(data, arguments.rows, torch.device(arguments.device))
         writing = time.perf_counter() - begun
+        print(f"{writing:.0f} s to write", file=sys.stderr, flush=True)
         undisturbed = finished(fit(whole))
         saved = kill_in_the_second_pass(fit(broken), broken)
         resumed = finished(fit(broken))

@@ -16,6 +16,7 @@ Needs some 30 GB of host memory. Prints JSON lines. ``--torchgmm`` is a folder w
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import sys
@@ -61,8 +62,11 @@ def torchgmm_log_prob(path: Path) -> TorchGMM:
 def torchgmm_e_step(log_prob: TorchGMM, case: Workload) -> Callable[[Tensor], Tensor]:
     """Responsibilities as its model's ``forward`` gives them and its training step exponentiates them, (n, K)."""
     mixture = case.mixture
-    means, weights = (torch.as_tensor(a, device=DEVICE).float() for a in (mixture.means, mixture.weights))
-    precisions = torch.as_tensor(mixture.covariances, device=DEVICE).float().rsqrt()
+    means, weights, covariances = (
+        torch.tensor(values, dtype=torch.float32, device=DEVICE)
+        for values in (mixture.means, mixture.weights, mixture.covariances)
+    )
+    precisions = covariances.rsqrt()
 
     def step(rows: Tensor) -> Tensor:
         joint = log_prob(rows, means, precisions, mixture.covariance_type) + weights.log()
@@ -103,8 +107,9 @@ def iterations(case: Workload, rows: np.ndarray) -> dict[str, Any]:
         "dense torch, fp32": median(times[1:]),
         "dense_lower_bound": bound,
         "streamgmm": median(seconds_an_iteration(result)),
-        "lower_bound": result.lower_bound,
-        "precision": result.history[-1]["precision"],
+        "lower_bound": result.lower_bounds[-1],
+        "precisions": [record["precision"] for record in result.history],
+        "seconds": seconds_an_iteration(result),
     }
 
 
@@ -156,6 +161,8 @@ def reach(case: Workload, torchgmm: TorchGMM | None, distinct: np.ndarray, limit
         part = rows[start : start + len(distinct)]
         np.copyto(part, distinct[: len(part)])
         part[:, 0] += start * 1e-9  # no two rows are the same
+    gc.collect()
+    torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     torch.cuda.set_per_process_memory_fraction(limit / total)
     torch.cuda.reset_peak_memory_stats()

@@ -298,7 +298,7 @@ def kernel_readers(
 def flash_streaming(peer: ModuleType, pinned: torch.Tensor, means: np.ndarray, chunk: int) -> Callable[[], float]:
     """Its assignment of chunks that two streams copy from pinned memory, as its own streaming does."""
     assign = importlib.import_module(f"{peer.__name__}.assign_euclid_triton").euclid_assign_triton
-    centroids = torch.as_tensor(means, device="cuda").half()[None]
+    centroids = torch.tensor(means, device="cuda").half()[None]
     streams = [torch.cuda.Stream() for _ in range(2)]
     buffers = [torch.empty((chunk, pinned.shape[1]), dtype=torch.float16, device="cuda") for _ in range(2)]
 
@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to be measured")
     parser.add_argument("--threads", type=int, default=reader_threads())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pinned-gigabytes", type=float, default=8.0, help="with a CUDA device")
+    parser.add_argument("--pinned-gigabytes", type=float, default=8.6, help="with a CUDA device")
     parser.add_argument("--flash-kmeans", type=Path, help="its folder; otherwise the installed package")
     parser.add_argument("--output", type=Path, help="a file for the JSON lines; otherwise stdout")
     arguments = parser.parse_args()

