@@ -29,6 +29,7 @@ LAYERS = [
     ["inference", "verification", "run"],
     ["recorder", "result"],
     ["fitting", "report"],
+    ["cluster"],
     ["prepare"],
     ["ann", "estimator", "progress", "demo"],
     ["cli"],

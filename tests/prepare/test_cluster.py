@@ -100,7 +100,7 @@ def test_an_error_of_a_worker_is_told_as_here(here, cluster):
 
 
 def test_an_address_that_leads_nowhere(here, monkeypatch):
-    monkeypatch.setattr("streamgmm.prepare.scheduling._ANSWER_SECONDS", 1)
+    monkeypatch.setattr("streamgmm.cluster.connecting.ANSWER_SECONDS", 1)
     with pytest.raises(RequestError, match=r"scheduler tcp://127\.0\.0\.1:9: does not answer within 1 s"):
         prepare("x.npy", "y.zarr", scheduler="tcp://127.0.0.1:9")
     with pytest.raises(RequestError, match="must be threads, processes or an address"):
@@ -108,7 +108,7 @@ def test_an_address_that_leads_nowhere(here, monkeypatch):
 
 
 def test_a_scheduler_without_workers(here, monkeypatch):
-    monkeypatch.setattr("streamgmm.prepare.scheduling._ANSWER_SECONDS", 1)
+    monkeypatch.setattr("streamgmm.cluster.connecting.ANSWER_SECONDS", 1)
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address=None, processes=False) as empty,
         pytest.raises(RequestError, match="has no workers; start one with dask worker"),

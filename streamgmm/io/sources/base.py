@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamgmm.errors import DataError
+from streamgmm.errors import DataError, RequestError
 from streamgmm.io.bfloat16 import BFLOAT16, Rows, type_name
 from streamgmm.io.plan import Extent, forget
 from streamgmm.transforms import Transformation
@@ -50,6 +51,9 @@ class Source(ABC):
         Why rows are decoded, in a few words; empty where they are not.
     transformation : Transformation or None
         What was done to raw vectors to make these rows; None where that is not known, or they are raw.
+    opened_by : (callable, tuple) or None
+        What opens the same rows in another process, and with which arguments: a source is pickled as that, never with
+        its rows. None where only this process has them.
     """
 
     name: str
@@ -59,6 +63,21 @@ class Source(ABC):
     read_path: str = "memory"
     slow_because: str = ""
     transformation: Transformation | None = None
+    opened_by: tuple[Callable[..., Source], tuple[Any, ...]] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        """How another process opens it.
+
+        Raises
+        ------
+        RequestError
+            It cannot.
+        """
+        if self.opened_by is None:
+            raise RequestError(
+                f"{self.name}: is in the memory of this process, where no other can read it; save it and give its path"
+            )
+        return self.opened_by
 
     @abstractmethod
     def read_into(self, start: int, stop: int, out: Rows) -> None:

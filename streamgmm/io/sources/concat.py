@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,9 @@ class ConcatSource(Source):
         paths = {part.read_path for part in sources}
         self.read_path = next(path for path in ("decode", "extents", "memory") if path in paths)
         self.slow_because = next((part.slow_because for part in sources if part.slow_because), "")
+
+    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+        return self.opened_by or (ConcatSource, (self._parts,))
 
     def read_into(self, start: int, stop: int, out: Rows) -> None:
         for part, offset, first, last in self._overlapping(start, stop):

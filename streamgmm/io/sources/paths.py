@@ -36,6 +36,13 @@ def open_path(path: str) -> Source:
     RequestError
         The library that its format needs is not installed.
     """
+    source = _open(path)
+    # From the root: another process may work in another folder.
+    source.opened_by = (open_path, (str(Path(path).absolute()),))
+    return source
+
+
+def _open(path: str) -> Source:
     try:
         target, member = _divide(path)
         is_folder = Path(target).is_dir()

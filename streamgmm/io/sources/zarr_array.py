@@ -63,6 +63,8 @@ class ZarrSource(ExtentSource):
 
     def __init__(self, data: str | os.PathLike[str] | ZarrArray) -> None:
         self.name, strict, self._array = _reopen(data) if isinstance(data, zarr.Array) else _open_path(data)
+        if isinstance(data, zarr.Array) and isinstance(strict.inner, LocalStore):
+            self.opened_by = (ZarrSource, (str(Path(self.name).absolute()),))
         strict.whole_blosc = is_blosc(self._array)
         self._store = strict.inner
         self.dtype = stored_dtype(self.name, np.dtype(self._array.dtype))
