@@ -82,9 +82,7 @@ def fit_on(
                     lost = str(error)
             # What is there now is this fit's own.
             task, members = replace(task, fresh=False), _members_left(client)
-            how = (
-                "going on from the last checkpoint" if output else "beginning again, as nothing is saved without a RUN"
-            )
+            how = "going on from the last checkpoint" if output else "beginning again, for there is no RUN folder"
             progress.warn(f"{lost}; {how}, on {len(members)} worker{'s' * (len(members) > 1)}")
     raise AssertionError("unreachable")
 

@@ -126,7 +126,7 @@ def device_for(members: Sequence[Member], wanted: str) -> str:
     if any(with_gpus) and not all(with_gpus):
         without = members[with_gpus.index(False)].address
         raise RequestError(
-            f"device 'auto': worker {without} sees no GPU and others do; use device='cpu', or GPUs alone"
+            f"device 'auto': worker {without} sees no GPU and others do; use device='cpu', or only those"
         )
     return "cuda" if all(with_gpus) else "cpu"
 

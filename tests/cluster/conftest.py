@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,7 @@ import pytest
 
 from tests.oracles import clustered
 
-N_ROWS = 262_145  # five blocks in as many segments
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    """Two real workers, started again by their nannies when they die."""
-    with (
-        warnings.catch_warnings(action="ignore"),
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit="2GiB"
-        ) as opened,
-    ):
-        yield opened
+N_ROWS = 140_001  # three blocks in as many segments
 
 
 @pytest.fixture

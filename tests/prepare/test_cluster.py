@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
-from collections.abc import Iterator
 
 import dask.array
 import numpy as np
@@ -20,17 +18,6 @@ distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SETTINGS = {"steps": "standardise,pca=3", "shuffle": True, "holdout": 0.2, "ids": True, "shard_size": "8KiB"}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[object]:
-    with (
-        warnings.catch_warnings(action="ignore"),
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit="1GiB"
-        ) as opened,
-    ):
-        yield opened
 
 
 @pytest.fixture
@@ -117,9 +104,9 @@ def test_a_scheduler_without_workers(here, monkeypatch):
 
 
 def test_a_worker_without_the_package(here, cluster, monkeypatch):
-    def missing(self, function, *arguments):
-        raise ModuleNotFoundError("No module named 'streamgmm'")
+    def missing(self, function, *arguments, **options):
+        return {"tcp://w:1": ModuleNotFoundError("No module named 'streamgmm'")}
 
     monkeypatch.setattr(distributed.Client, "run", missing)
-    with pytest.raises(RequestError, match="a worker cannot import streamgmm"):
+    with pytest.raises(RequestError, match="worker tcp://w:1 cannot import streamgmm"):
         prepare("x.npy", "y.zarr", scheduler=cluster.scheduler_address)

@@ -45,8 +45,9 @@ class Source(ABC):
     read_granule : int
         Rows that storage reads at least at once (the rows of a compressed chunk); 1 where any row can be read alone.
     read_path : str
-        How rows reach the caller: ``extents`` (bytes of a file read straight into place), ``decode`` (through a codec,
-        a conversion or a task graph) or ``memory`` (copied from an array).
+        How rows reach the caller: ``extents`` (bytes of a file read straight into place), ``objects`` (ranges of
+        objects in a store, likewise), ``decode`` (through a codec, a conversion or a task graph) or ``memory`` (copied
+        from an array).
     slow_because : str
         Why rows are decoded, in a few words; empty where they are not.
     transformation : Transformation or None
@@ -165,7 +166,7 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """SHA-256 over shape, dtype, the parts' sizes and a few rows spread over the data.
 
-        Equal data gives equal fingerprints wherever it lies.
+        Equal data gives equal fingerprints wherever it lies; in an object store, its objects' versions count too.
         """
         n = self.shape[0]
         spread = np.unique(np.linspace(0, n - 1, FINGERPRINT_ROWS).astype(np.int64))

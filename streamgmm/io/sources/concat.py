@@ -53,7 +53,7 @@ class ConcatSource(Source):
         self.dtype = first.dtype
         self.read_granule = max(part.read_granule for part in sources)
         paths = {part.read_path for part in sources}
-        self.read_path = next(path for path in ("decode", "extents", "memory") if path in paths)
+        self.read_path = next(path for path in ("decode", "objects", "extents", "memory") if path in paths)
         self.slow_because = next((part.slow_because for part in sources if part.slow_because), "")
 
     def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from streamgmm.errors import DataError
+from streamgmm.io.objects.cache import Cache
+from streamgmm.io.objects.urls import scheme_of
 from streamgmm.io.sources.base import Source
 from streamgmm.io.sources.concat import ConcatSource
 from streamgmm.io.sources.fbin import DTYPES as FBIN_DTYPES
@@ -26,8 +28,8 @@ ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 Opener: TypeAlias = Callable[[str, str | None], Source]
 
 
-def open_path(path: str) -> Source:
-    """The rows that ``path`` names.
+def open_path(path: str, cache: Cache | None = None) -> Source:
+    """The rows that ``path`` names; of an object store, kept in ``cache`` as far as there is room.
 
     Raises
     ------
@@ -36,6 +38,10 @@ def open_path(path: str) -> Source:
     RequestError
         The library that its format needs is not installed.
     """
+    if scheme_of(path):
+        remote = ZarrSource(path, cache)
+        remote.opened_by = (open_path, (path, cache))
+        return remote
     source = _open(path)
     # From the root: another process may work in another folder.
     source.opened_by = (open_path, (str(Path(path).absolute()),))
