@@ -16,7 +16,7 @@ LAYERS = [
     ["errors", "_version", "units", "parallel", "storage"],
     ["transforms"],
     ["device", "mixture", "statistics", "frame"],
-    ["io"],
+    ["cost", "io"],
     ["kernels", "passes"],
     ["estep", "mstep", "weighting"],
     ["exchangeability", "precision", "sampling", "seeding"],

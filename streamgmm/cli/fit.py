@@ -139,7 +139,7 @@ def fit(
     With --output the run is checkpointed, and the same command resumes it.
     """
     with join_world() as world:
-        source = open_source(one_path(data))
+        source = open_source(one_path(data), computing.cache)
         hard = model == "kmeans"
         method, start = _start(init, components, source.shape[1])
         request = FitRequest(

@@ -17,6 +17,7 @@ from zarr.storage import LocalStore
 
 from streamgmm.errors import DataError, RequestError
 from streamgmm.io.bfloat16 import opaque
+from streamgmm.io.objects.urls import scheme_of
 from streamgmm.io.sources import Source, open_source
 from streamgmm.io.sources.array import stored_dtype
 from streamgmm.prepare.shards import digest_of, temporary_name
@@ -49,7 +50,7 @@ class Reference:
     @classmethod
     def of_paths(cls, paths: Sequence[str]) -> Reference:
         """Files, opened; raises as `open_source`."""
-        absolute = tuple(str(Path(path).absolute()) for path in paths)
+        absolute = tuple(path if scheme_of(path) else str(Path(path).absolute()) for path in paths)
         # As the user wrote them, for messages.
         return cls(absolute, _open(tuple(paths)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from streamgmm import GaussianMixture, open_source
+from streamgmm.cli import main
 from streamgmm.errors import DataError, RequestError
 from streamgmm.io.objects import urls
 from streamgmm.io.sources import Cache
@@ -204,3 +206,27 @@ def test_the_web(server, waits, rows, tmp_path, monkeypatch):
     (tmp_path / "x.zarr/c/3/0").unlink()
     with pytest.raises(DataError, match=r"rows 750 to 799 cannot be read: c/3/0 is missing"):
         open_source(f"{address}/web/x.zarr").read(0, N)
+
+
+def told(capsys, *arguments):
+    """The JSON that a command prints last."""
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments), "--json"])
+    out = capsys.readouterr()
+    assert ended.value.code == 0, out.err
+    return json.loads(out.out.splitlines()[-1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_from_the_command_line(s3, rows, tmp_path, capsys):
+    put(URL, rows)
+    info = told(capsys, "info", URL)
+    assert (info["read_path"], info["read_cost"]) == ("objects", "15.6 KiB a pass, in ranges of objects")
+    asked = ["-k", 3, "--max-iter", 2, "--device", "cpu"]
+    found = told(capsys, "fit", URL, *asked, "--cache", tmp_path / "cache", "--cache-size", "1MiB")
+    assert found["digest"] == told(capsys, "fit", write_zarr(tmp_path / "x.zarr", rows), *asked)["digest"]
+    assert (
+        len([path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".lock"]) == N // SHARD
+    )
+    told(capsys, "prepare", URL, tmp_path / "y.zarr", "--steps", "l2")
+    assert open_source(tmp_path / "y.zarr").shape == rows.shape
