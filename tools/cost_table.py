@@ -32,10 +32,13 @@ CASES = [  # rows, D, K, machines, GPUs a machine, GB/s of a machine's disks
     (1e10, 128, 16384, 1, 8, 20),
     (1e11, 128, 16384, 4, 8, 20),
     (1e12, 128, 4096, 8, 8, 20),
+    (1e12, 128, 16384, 8, 8, 20),
     (1e12, 128, 65536, 8, 8, 20),
-    (1e12, 128, 65536, 8, 8, 80),
     (1e12, 768, 65536, 8, 8, 80),
 ]
+
+
+_STAGES = ("disk", "source", "link", "kernel", "reduction")
 
 
 def measured() -> None:
@@ -51,25 +54,22 @@ def measured() -> None:
 
 
 def carried(cases: list[tuple[float, int, int, int, int, float]]) -> None:
-    print(
-        "| rows | D | K | data | machines × GPUs | their disks | disk | source | link | kernel | reduction | a pass | limited by |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    heads = ["rows", "D", "K", "data", "machines × GPUs", "their disks", *_STAGES, "a pass", "limited by"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for rows, d, k, machines, gpus, disk in cases:
         data = Data(rows, d, 2, rows * d * 2)
         kernel = kernel_rows(k, d, "diag", 0.05, FLOPS)
         rates = Rates(disk * 1e9, SOURCE, LINK, kernel, NETWORK, BETWEEN * k * d / (4096 * 128))
         stages = stage_seconds(data, rates, machines * gpus, machines, sums_bytes(k, d, "diag"))
-        print(
-            f"| 10^{len(str(int(rows))) - 1} | {d} | {k} | {data.size / 1e12:g} TB | {machines} × {gpus} | {disk:g} GB/s | "
-            + " | ".join(_told(stages[name]) for name in ("disk", "source", "link", "kernel", "reduction"))
-            + f" | **{_told(pass_seconds(stages, rates))}** | {slowest(stages)} |"
-        )
+        cells = [f"10^{len(str(int(rows))) - 1}", d, k, f"{data.size / 1e12:g} TB", f"{machines} × {gpus}"]
+        cells += [f"{disk:g} GB/s", *(_told(stages[name]) for name in _STAGES)]
+        cells += [f"**{_told(pass_seconds(stages, rates))}**", slowest(stages)]
+        print(f"| {' | '.join(map(str, cells))} |")
 
 
 def _told(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.2g} s"
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
