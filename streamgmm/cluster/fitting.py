@@ -107,6 +107,7 @@ def _members_left(client: Any) -> list[Member]:
     """The workers that can go on, once there is one: a nanny starts what died again, which takes seconds."""
     last = time.monotonic() + LAST_SECONDS
     while True:
+        _check_open(client)
         try:
             return members_of(client)
         except NoWorkersError as error:
@@ -115,6 +116,12 @@ def _members_left(client: Any) -> list[Member]:
         except OSError as error:
             raise PeerLost(f"lost touch with the scheduler {address_of(client)} ({reason_of(error)})") from None
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _check_open(client: Any) -> None:
+    """Raise PeerLost where the scheduler has been gone for so long that the client has given it up."""
+    if client.status in ("closing", "closed"):
+        raise PeerLost("the scheduler is gone; what was saved is intact: start one, and run the same command again")
 
 
 class _Attempt:
@@ -136,7 +143,7 @@ class _Attempt:
         """No rank is left behind, whatever happened."""
         with suppress(Exception):
             self._client.unsubscribe_topic(self._token)
-        if not (self._stopping or self._watched_to_the_end):
+        if not (self._stopping or self._watched_to_the_end or self._client.status == "closed"):
             # An exception of this process's own, such as a second SIGINT.
             self._stop(signal.SIGTERM)
             last = time.monotonic() + LAST_SECONDS
@@ -183,6 +190,7 @@ class _Attempt:
     def _watched(self) -> FitResult:
         last: float | None = None
         while self._running() and (last is None or time.monotonic() < last):
+            _check_open(self._client)
             self._lost |= {member.address for member in self._members} - set(self._client.nthreads())
             number = self._progress.stop_requested()
             if number is not None and not self._stopping:

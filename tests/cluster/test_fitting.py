@@ -147,6 +147,14 @@ def test_nobody_there(path, monkeypatch):
                 fit_on(both, open_source(path), request())
 
 
+def test_a_scheduler_that_is_gone():
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, processes=False) as cluster:
+        client = distributed.Client(cluster, set_as_default=False)
+        client.close()
+        with pytest.raises(PeerLost, match="the scheduler is gone; what was saved is intact: start one"):
+            fitting._members_left(client)
+
+
 def test_restarts_are_bounded(client, path, monkeypatch):
     def lose(self, sent):
         raise PeerLost("lost worker x")
