@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 import time
 from collections.abc import Sequence
@@ -26,6 +25,9 @@ from streamgmm.result import FitResult
 
 RESTARTS = 3
 """How often a fit goes on without workers that it lost."""
+
+RETURN_SECONDS = 60.0
+"""How long to wait for the first worker to come back, where none is left."""
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -71,11 +73,11 @@ def fit_on(
     with connected(scheduler) as client:
         members = members_of(client)
         request = replace(request, device=device_for(members, request.device))
-        task = Task(source, request, None if output is None else output.absolute(), fresh)
+        task = _task(source, request, output, fresh=fresh)
         for lives in reversed(range(RESTARTS + 1)):
             with _Attempt(client, members, progress) as attempt:
                 try:
-                    return attempt.run(_packed(task))
+                    return attempt.run(task)
                 except PeerLost as error:
                     if not lives:
                         raise PeerLost(f"{error}; gave up after {RESTARTS} restarts") from None
@@ -96,16 +98,18 @@ def device_on(scheduler: Any, wanted: str) -> str:
         return device_for(members_of(client), wanted)
 
 
-def _packed(task: Task) -> bytes:
+def _task(source: Source, request: FitRequest, output: Path | None, *, fresh: bool) -> Task:
     try:
-        return pickle.dumps(task)
+        weights = None if request.weights is None else request.weights.recipe()
+        recipe = source.recipe()
     except RequestError as error:
         raise RequestError(f"{error}; every worker must see it under the same path") from None
+    return Task(recipe, weights, replace(request, weights=None), output and output.absolute(), fresh)
 
 
 def _members_left(client: Any) -> list[Member]:
     """The workers that can go on, once there is one: a nanny starts what died again, which takes seconds."""
-    last = time.monotonic() + LAST_SECONDS
+    last = time.monotonic() + RETURN_SECONDS
     while True:
         _check_open(client)
         try:
@@ -151,7 +155,7 @@ class _Attempt:
                 self._listen(_SECONDS_BETWEEN_LOOKS)
         self._remove()
 
-    def run(self, sent: bytes) -> FitResult:
+    def run(self, task: Task) -> FitResult:
         """The result.
 
         Raises
@@ -172,7 +176,7 @@ class _Attempt:
                     run_rank,
                     place,
                     meeting,
-                    sent,
+                    task,
                     key=f"{self._token}-{place.rank}",
                     workers=[place.member.address],
                     allow_other_workers=False,
@@ -250,7 +254,7 @@ class _Attempt:
         with suppress(Exception):
             self._client.cancel(self._futures, force=True)
             if hung:
-                self._client.restart_workers(hung, timeout=LAST_SECONDS, raise_for_error=False)
+                self._client.restart_workers(hung, timeout=RETURN_SECONDS, raise_for_error=False)
 
     def _listen(self, seconds: float) -> None:
         """Pass on what the leader tells, waiting for that, or for a rank to end, at most so long."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from streamgmm.cluster.members import Place
 from streamgmm.distributed import ALONE, Team, World, told
 from streamgmm.errors import DataError, PeerLost, StreamGMMError
 from streamgmm.fitting import assist, fit
-from streamgmm.io.sources.base import Source
+from streamgmm.io.sources.base import Recipe
 from streamgmm.processes import TorchLinks
 from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
@@ -35,9 +34,10 @@ JOIN_SECONDS = 60.0
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What every rank of a fit is sent; pickled before Dask sees it, so that it is opened where errors can be told."""
+    """What every rank of a fit is sent. Data is opened there, where errors can be told; ``request`` has no weights."""
 
-    source: Source
+    source: Recipe
+    weights: Recipe | None
     request: FitRequest
     output: Path | None
     fresh: bool
@@ -83,21 +83,22 @@ def ask_to_stop(token: str, number: int) -> None:
     _stops[token] = number
 
 
-def run_rank(place: Place, meeting: Meeting, sent: bytes) -> Ended:
+def run_rank(place: Place, meeting: Meeting, task: Task) -> Ended:
     """Be one process of a fit, from joining the others to the end; errors are given, not raised."""
     try:
         client = _Client(meeting.token)
         with _world(place, meeting, client.check) as world:
             try:
-                task = pickle.loads(sent)  # noqa: S301 - Dask unpickles whatever its client sends as it is
+                source = task.source.open()
+                request = replace(task.request, weights=None if task.weights is None else task.weights.open())
             except DataError as error:
                 raise DataError(
                     f"worker {place.member.address}: {error}; every worker must see the data under the same path"
                 ) from None
             if not world.leads:
-                assist(task.source, task.request, Quiet(client), world=world)
+                assist(source, request, Quiet(client), world=world)
                 return Ended()
-            return Ended(fit(task.source, task.request, task.output, Telling(client), fresh=task.fresh, world=world))
+            return Ended(fit(source, request, task.output, Telling(client), fresh=task.fresh, world=world))
     # The other end decides what becomes of it.
     except Exception as error:
         return Ended(failure=told(error))

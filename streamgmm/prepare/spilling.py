@@ -14,6 +14,7 @@ from dask.delayed import delayed
 
 from streamgmm.cluster.connecting import connected
 from streamgmm.errors import DataError, StreamGMMError
+from streamgmm.io.sources.base import Recipe
 from streamgmm.io.sources.concat import ConcatSource
 from streamgmm.io.sources.dask_array import DaskSource
 from streamgmm.io.sources.npy import NpySource
@@ -36,7 +37,7 @@ class SpilledRows(ConcatSource):
     def __init__(self, paths: Sequence[str | os.PathLike[str]], name: str, identity: object) -> None:
         super().__init__([NpySource(path) for path in paths])
         self.name, self._identity = name, identity
-        self.opened_by = (SpilledRows, ([os.fspath(path) for path in paths], name, identity))
+        self.opened_by = Recipe(SpilledRows, ([os.fspath(path) for path in paths], name, identity))
 
     def files(self) -> list[tuple[str, int, int]]:
         return [(self.name, 0, self.shape[0])]

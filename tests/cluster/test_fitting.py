@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import dask.array
@@ -156,7 +157,7 @@ def test_a_scheduler_that_is_gone():
 
 
 def test_restarts_are_bounded(client, path, monkeypatch):
-    def lose(self, sent):
+    def lose(self, task):
         raise PeerLost("lost worker x")
 
     monkeypatch.setattr(fitting._Attempt, "run", lose)
@@ -193,3 +194,30 @@ def test_a_worker_that_is_killed_within_a_pass(rank, client, path, tmp_path):
     assert len(progress.warned) == 1
     assert progress.warned[0].startswith("lost worker tcp://127.0.0.1:")
     assert "; going on from the last checkpoint, on " in progress.warned[0]
+
+
+@pytest.mark.long
+def test_a_worker_that_hangs(path, tmp_path, monkeypatch):
+    """It keeps its connections and answers nobody; once the scheduler gives it up, so do the others."""
+    monkeypatch.setattr(fitting, "LAST_SECONDS", 3.0)
+    asked = request(max_iter=30, chunk_rows=4096, checkpoint_every=0.0)
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(2)
+        workers = client.run(os.getpid)
+        hanging = max(workers)
+
+        def hang():
+            os.kill(workers[hanging], signal.SIGSTOP)
+            cluster.sync(cluster.scheduler.remove_worker, hanging, stimulus_id="as after its time to live")
+
+        progress = Listening(hang)
+        try:
+            result = fit_on(client, open_source(path), asked, tmp_path / "run", progress)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(workers[hanging], signal.SIGKILL)
+    assert progress.warned[0].startswith(f"lost worker {hanging}; going on from the last checkpoint")
+    assert result.mixture.digest == fit(open_source(path), request(max_iter=30)).mixture.digest

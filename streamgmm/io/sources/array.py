@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import as_rows, opaque
-from streamgmm.io.sources.base import STORED_DTYPES, Rows, Source, check_shape
+from streamgmm.io.sources.base import STORED_DTYPES, Recipe, Rows, Source, check_shape
 
 TRAVELLING_BYTES = 64 << 20
 """Arrays of at most this are sent to other processes; larger ones are theirs to read."""
@@ -26,9 +23,9 @@ class ArraySource(Source):
         self._array: np.ndarray = _as_numpy(array)
         self.dtype = stored_dtype(name, self._array.dtype)
 
-    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+    def recipe(self) -> Recipe:
         small = self._array.nbytes <= TRAVELLING_BYTES
-        return (ArraySource, (np.asarray(self._array), self.name)) if small else super().__reduce__()
+        return Recipe(ArraySource, (np.asarray(self._array), self.name)) if small else super().recipe()
 
     def view(self, start: int, stop: int) -> Rows | None:
         rows = self._array[start:stop]

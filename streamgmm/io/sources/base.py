@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,18 @@ GATHER_RUN_BYTES = 4 << 20
 """of at most this."""
 
 
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to open a source: what travels to other processes in its place, which then read the rows themselves."""
+
+    opener: Callable[..., Source]
+    arguments: tuple[Any, ...]
+
+    def open(self) -> Source:
+        """The source; raises as `open_source`."""
+        return self.opener(*self.arguments)
+
+
 class Source(ABC):
     """N rows of D features that can be read again and again, in any order, from several threads.
 
@@ -52,9 +65,8 @@ class Source(ABC):
         Why rows are decoded, in a few words; empty where they are not.
     transformation : Transformation or None
         What was done to raw vectors to make these rows; None where that is not known, or they are raw.
-    opened_by : (callable, tuple) or None
-        What opens the same rows in another process, and with which arguments: a source is pickled as that, never with
-        its rows. None where only this process has them.
+    opened_by : Recipe or None
+        How another process opens the same rows; None where only this one has them.
     """
 
     name: str
@@ -64,9 +76,9 @@ class Source(ABC):
     read_path: str = "memory"
     slow_because: str = ""
     transformation: Transformation | None = None
-    opened_by: tuple[Callable[..., Source], tuple[Any, ...]] | None = None
+    opened_by: Recipe | None = None
 
-    def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
+    def recipe(self) -> Recipe:
         """How another process opens it.
 
         Raises

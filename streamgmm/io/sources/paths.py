@@ -9,7 +9,7 @@ from typing import TypeAlias
 from streamgmm.errors import DataError
 from streamgmm.io.objects.cache import Cache
 from streamgmm.io.objects.urls import scheme_of
-from streamgmm.io.sources.base import Source
+from streamgmm.io.sources.base import Recipe, Source
 from streamgmm.io.sources.concat import ConcatSource
 from streamgmm.io.sources.fbin import DTYPES as FBIN_DTYPES
 from streamgmm.io.sources.fbin import FbinSource
@@ -40,11 +40,11 @@ def open_path(path: str, cache: Cache | None = None) -> Source:
     """
     if scheme_of(path):
         remote = ZarrSource(path, cache)
-        remote.opened_by = (open_path, (path, cache))
+        remote.opened_by = Recipe(open_path, (path, cache))
         return remote
     source = _open(path)
     # From the root: another process may work in another folder.
-    source.opened_by = (open_path, (str(Path(path).absolute()),))
+    source.opened_by = Recipe(open_path, (str(Path(path).absolute()),))
     return source
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamgmm.io.sources import open_source
-from streamgmm.io.sources.base import Source
+from streamgmm.io.sources.base import Recipe, Source
 from streamgmm.io.sources.npy import NpySource
 
 
@@ -27,7 +27,7 @@ def open_vector(data: Any) -> Source:
         if not os.fspath(data).endswith(".npy"):
             return open_source(data)
         vector = NpyVector(data)
-        vector.opened_by = (open_vector, (str(Path(data).absolute()),))
+        vector.opened_by = Recipe(open_vector, (str(Path(data).absolute()),))
         return vector
     if isinstance(data, Source):
         return data

@@ -23,7 +23,7 @@ from streamgmm.io.objects.store import RemoteStore
 from streamgmm.io.objects.urls import open_store, scheme_of
 from streamgmm.io.plan import Extent
 from streamgmm.io.sources.array import stored_dtype
-from streamgmm.io.sources.base import Rows, check_shape
+from streamgmm.io.sources.base import Recipe, Rows, check_shape
 from streamgmm.io.sources.extents import ExtentSource, Placement
 from streamgmm.io.sources.raw import RawFile, unreadable
 from streamgmm.io.sources.wording import reason_of
@@ -70,7 +70,7 @@ class ZarrSource(ExtentSource):
     def __init__(self, data: str | os.PathLike[str] | ZarrArray, cache: Cache | None = None) -> None:
         self.name, strict, self._array = _reopen(data) if isinstance(data, zarr.Array) else _open_path(data, cache)
         if isinstance(data, zarr.Array) and isinstance(strict.inner, LocalStore):
-            self.opened_by = (ZarrSource, (str(Path(self.name).absolute()),))
+            self.opened_by = Recipe(ZarrSource, (str(Path(self.name).absolute()),))
         strict.whole_blosc = is_blosc(self._array)
         self._store = strict.inner
         self.dtype = stored_dtype(self.name, np.dtype(self._array.dtype))
