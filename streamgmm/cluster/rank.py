@@ -12,10 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch.distributed
-from distributed import get_worker
-from distributed.worker import thread_state
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from streamgmm.cluster.members import Place
@@ -111,6 +108,9 @@ class _Client:
     """Who asked for the fit, as a worker's task sees it."""
 
     def __init__(self, token: str) -> None:
+        from distributed import get_worker
+        from distributed.worker import thread_state
+
         self.token = token
         self._worker = get_worker()
         self._key = thread_state.key
@@ -211,6 +211,8 @@ def _reachable_at(host: str) -> Iterator[None]:
 
     Left alone, gloo takes whatever this machine's own name stands for, which is often 127.0.0.1.
     """
+    import psutil  # which distributed brings
+
     try:
         address = socket.gethostbyname(host)
     except OSError:

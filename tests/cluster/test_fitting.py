@@ -148,6 +148,12 @@ def test_nobody_there(path, monkeypatch):
                 fit_on(both, open_source(path), request())
 
 
+def test_without_distributed(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(RequestError, match=r"needs Dask's distributed; pip install 'streamgmm\[cluster\]'"):
+        fit_on("tcp://127.0.0.1:1", open_source(path), request())
+
+
 def test_a_scheduler_that_is_gone():
     with distributed.LocalCluster(n_workers=0, dashboard_address=None, processes=False) as cluster:
         client = distributed.Client(cluster, set_as_default=False)
