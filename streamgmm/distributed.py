@@ -201,7 +201,7 @@ class Team(World):
         if failures:
             self._agreed = True
             rank, failure = failures[0]
-            raise _failure_of(rank, failure) if self.leads else Reported(failure["status"])
+            raise raised(failure, f"process {rank}") if self.leads else Reported(failure["status"])
         return headers
 
     def __enter__(self) -> World:
@@ -225,10 +225,10 @@ class Team(World):
         """Bring ``error`` to the others' next meeting."""
         try:
             self.call()
-            self._exchange(_failure(error), patience=LAST_SECONDS)
+            self._exchange({"error": told(error)}, patience=LAST_SECONDS)
         except PeerLost:
             if not self._first():
-                raise Reported(_failure(error)["error"]["status"]) from error
+                raise Reported(told(error)["status"]) from error
         except Reported:
             self._links.close()
             raise
@@ -260,18 +260,21 @@ def _room_for(header: Mapping[str, Any]) -> Message:
     return Message(header["facts"], tensors)
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def told(error: Exception) -> dict[str, Any]:
+    """An error as JSON values, for another process: `raised` makes an error of them again."""
     known = isinstance(error, StreamGMMError)
     text = str(error) if known else f"{type(error).__name__}: {error}"
     status = error.exit_status if isinstance(error, StreamGMMError) else 1
-    return {"error": {"kind": type(error).__name__, "text": text, "status": status}}
+    return {"kind": type(error).__name__, "text": text, "status": status}
 
 
-def _failure_of(rank: int, failure: Mapping[str, Any]) -> StreamGMMError:
-    """The failure of another rank as this one raises it."""
+def raised(failure: Mapping[str, Any], where: str) -> StreamGMMError:
+    """The error of another process as this one raises it; one that nobody foresaw names ``where`` it happened."""
+    if failure["kind"] == Reported.__name__:
+        return Reported(failure["status"])
     if failure["kind"] == Interrupted.__name__:
         return Interrupted(failure["status"] - 128, failure["text"])
     kind = getattr(errors, failure["kind"], None)
     if isinstance(kind, type) and issubclass(kind, StreamGMMError):
         return kind(failure["text"])
-    return StreamGMMError(f"process {rank}: {failure['text']}")
+    return StreamGMMError(f"{where}: {failure['text']}")

@@ -1,4 +1,4 @@
-"""The processes that ``torchrun`` started, or any launcher that sets the same variables, as a `World`."""
+"""Processes linked by torch.distributed, as a `World`: those that ``torchrun`` started, or any that share a store."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from streamgmm.errors import PeerLost, RequestError, StreamGMMError
 
 if TYPE_CHECKING:
     from torch.distributed import Work
+    from torch.distributed.distributed_c10d import Store
 
-_JOIN_SECONDS = 300.0
+JOIN_SECONDS = 300.0
+"""How long processes that start together wait for each other."""
+
 _HEADER_BYTES = 8192
 _LENGTH_BYTES = 8
 _SHORTEST_NAP, _LONGEST_NAP = 2e-5, 2e-3
@@ -54,7 +57,10 @@ def join_world() -> World:
     if size == 1:
         return ALONE
     local_rank, local_size = _variable("LOCAL_RANK", rank), _variable("LOCAL_WORLD_SIZE", 1)
-    return Team(_TorchLinks(rank, size), rank, size, local_rank, local_size)
+    with _finding(f"the {size} processes did not find each other", "check MASTER_ADDR and MASTER_PORT, or start them "
+                  "with torchrun"):  # fmt: skip
+        links = TorchLinks(_launched_store(size), rank, size)
+    return Team(links, rank, size, local_rank, local_size)
 
 
 def _variable(name: str, otherwise: int | None) -> int:
@@ -74,31 +80,52 @@ def _attempt(size: int) -> str:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "0"
 
 
-class _TorchLinks:
-    """Gloo for what lies in host memory, NCCL for what lies on a GPU, and the launcher's store for single numbers."""
+def _launched_store(size: int) -> Store:
+    """The launcher's store, once all processes have reached it."""
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
-    def __init__(self, rank: int, size: int) -> None:
+    store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))))
+    return PrefixStore(f"streamgmm/{_attempt(size)}", store)
+
+
+@contextmanager
+def _finding(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise StreamGMMError(f"{what} ({str(error).splitlines()[0]}); {remedy}") from None
+
+
+class TorchLinks:
+    """Gloo for what lies in host memory, NCCL for what lies on a GPU, and a store for single numbers.
+
+    Parameters
+    ----------
+    store : torch.distributed.Store
+        That all ``size`` processes have reached.
+    check : callable, optional
+        Called now and then while this process waits for others; what it raises ends the wait.
+
+    Raises
+    ------
+    RuntimeError, ValueError
+        The processes cannot be linked.
+    """
+
+    def __init__(self, store: Store, rank: int, size: int, check: Callable[[], None] = lambda: None) -> None:
         import torch.distributed as dist
         from torch.distributed.distributed_c10d import PrefixStore
-        from torch.distributed.rendezvous import rendezvous
 
-        self._dist, self._size = dist, size
+        self._dist, self._size, self._check = dist, size, check
         on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
-        try:
-            store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=_JOIN_SECONDS))))
-            store = PrefixStore(f"streamgmm/{_attempt(size)}", store)
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-                store=store,
-                rank=rank,
-                world_size=size,
-                timeout=timedelta(seconds=PATIENCE_SECONDS),
-            )
-        except (RuntimeError, ValueError) as error:
-            raise StreamGMMError(
-                f"the {size} processes did not find each other ({str(error).splitlines()[0]}); check MASTER_ADDR and "
-                "MASTER_PORT, or start them with torchrun"
-            ) from None
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=PATIENCE_SECONDS),
+        )
         self._numbers = PrefixStore("numbers", store)
 
     def exchange(self, text: bytes, idle: Callable[[], None], patience: float) -> list[bytes]:
@@ -117,7 +144,7 @@ class _TorchLinks:
         framed = length.to_bytes(_LENGTH_BYTES, "little") + text
         own[: len(framed)] = torch.frombuffer(bytearray(framed), dtype=torch.uint8)
         theirs = [torch.empty_like(own) for _ in range(self._size)]
-        _wait(self._dist.all_gather(theirs, own, async_op=True), idle, deadline)
+        self._wait(self._dist.all_gather(theirs, own, async_op=True), idle, deadline)
         parts = (bytes(each.numpy()) for each in theirs)
         return [(int.from_bytes(part[:_LENGTH_BYTES], "little"), part[_LENGTH_BYTES:]) for part in parts]
 
@@ -131,7 +158,8 @@ class _TorchLinks:
 
     def spread(self, tensor: Tensor) -> None:
         with _losing_touch():
-            _wait(self._dist.broadcast(tensor, 0, async_op=True), lambda: None, time.monotonic() + PATIENCE_SECONDS)
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            self._wait(self._dist.broadcast(tensor, 0, async_op=True), lambda: None, deadline)
 
     def add(self, key: str, amount: int) -> int:
         with _losing_touch():
@@ -140,21 +168,21 @@ class _TorchLinks:
     def close(self) -> None:
         self._dist.destroy_process_group()
 
-
-def _wait(work: Work | None, idle: Callable[[], None], deadline: float) -> None:
-    """Wait in Python, so that signals are heard and ``idle`` is called."""
-    assert work is not None
-    nap, next_idle = _SHORTEST_NAP, time.monotonic() + _SECONDS_BETWEEN_IDLES
-    while not work.is_completed():
-        now = time.monotonic()
-        if now > deadline:
-            raise PeerLost(_LOST.format("others did not come"))
-        if now > next_idle:
-            idle()
-            next_idle = now + _SECONDS_BETWEEN_IDLES
-        time.sleep(nap)
-        nap = min(2 * nap, _LONGEST_NAP)
-    work.wait()
+    def _wait(self, work: Work | None, idle: Callable[[], None], deadline: float) -> None:
+        """Wait in Python, so that signals are heard and ``idle`` is called."""
+        assert work is not None
+        nap, next_idle = _SHORTEST_NAP, time.monotonic() + _SECONDS_BETWEEN_IDLES
+        while not work.is_completed():
+            now = time.monotonic()
+            if now > deadline:
+                raise PeerLost(_LOST.format("others did not come"))
+            if now > next_idle:
+                self._check()
+                idle()
+                next_idle = now + _SECONDS_BETWEEN_IDLES
+            time.sleep(nap)
+            nap = min(2 * nap, _LONGEST_NAP)
+        work.wait()
 
 
 _LOST = (

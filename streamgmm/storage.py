@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -115,7 +116,7 @@ def _cut(pieces: Pieces) -> Iterator[memoryview]:
     yield memoryview(bytes(gathered))
 
 
-def _damaged(path: Path) -> DamagedFileError:
+def _damaged(path: Path | str) -> DamagedFileError:
     return DamagedFileError(f"{path}: not a whole streamgmm file; restore it from a copy")
 
 
@@ -169,7 +170,27 @@ def load_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     DamagedFileError
         The file is truncated, altered, or was not written by `save_tensors`.
     """
-    payload, header = _read_whole(path)
+    return _verified(path, *_read_whole(path))
+
+
+def parse_tensors(name: str, payload: bytes) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """As `load_tensors`, from the bytes of such a file; ``name`` is for messages.
+
+    Raises
+    ------
+    DamagedFileError
+        They are no whole file.
+    """
+    try:
+        header = _read_header(BytesIO(payload), len(payload))[1]
+    except _MALFORMED:
+        raise _damaged(name) from None
+    return _verified(name, payload, header)
+
+
+def _verified(
+    path: Path | str, payload: bytes, header: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     try:
         facts = header["__metadata__"]
         text, checksum = facts["streamgmm"], facts["checksum"]
@@ -217,8 +238,9 @@ def _read_whole(path: Path) -> tuple[bytes, dict[str, Any]]:
     """The bytes of a file whose own header accounts for every one, and that header; raises as `load_tensors`."""
     try:
         with _open_regular(path) as file:
-            head, header = _read_header(file)
-            rest = os.fstat(file.fileno()).st_size - len(head)
+            size = os.fstat(file.fileno()).st_size
+            head, header = _read_header(file, size)
+            rest = size - len(head)
             if rest > _memory_bytes() // 2:
                 raise OSError(errno.ENOMEM, f"its {rest} bytes do not fit into memory")
             return head + file.read(rest), header
@@ -241,9 +263,8 @@ def _open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _read_header(file: BinaryIO) -> tuple[bytes, dict[str, Any]]:
+def _read_header(file: BinaryIO, size: int) -> tuple[bytes, dict[str, Any]]:
     """The header of a safetensors file, as bytes and parsed; raises one of `_MALFORMED` where it belies the size."""
-    size = os.fstat(file.fileno()).st_size
     start = file.read(_LENGTH_BYTES)
     length = int.from_bytes(start, "little")
     if length > min(_HEADER_LIMIT, size - _LENGTH_BYTES):

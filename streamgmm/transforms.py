@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from streamgmm.errors import DamagedFileError
 from streamgmm.parallel import one_blas_thread
-from streamgmm.storage import load_tensors, save_tensors
+from streamgmm.storage import load_tensors, parse_tensors, save_tensors
 
 FILE = "transformation.safetensors"
 """Beside the rows, in the folder of their Zarr array."""
@@ -287,6 +287,12 @@ class Transformation:
         """
         tensors, facts = load_tensors(Path(path))
         return _checked(path, facts, tensors)
+
+    @classmethod
+    def parse(cls, name: str, payload: bytes) -> Transformation:
+        """What `save` wrote, from its bytes; ``name`` is for messages. Raises as `load`."""
+        tensors, facts = parse_tensors(name, payload)
+        return _checked(name, facts, tensors)
 
     def describe(self) -> str:
         """In a few words: ``64 → 32 features (standardise, pca=32), float16``."""

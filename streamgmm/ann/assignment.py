@@ -26,6 +26,7 @@ from streamgmm.errors import RequestError, RunError
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.sources import open_source
 from streamgmm.storage import sync_folder, write_atomic
+from streamgmm.transforms import FILE
 
 _SORT_BYTES = 64 << 20
 """Entries sorted at once, where no memory limit says less."""
@@ -129,6 +130,9 @@ def assign(
             "own_ids": ids is not None,
             "resumed": resumed,
         }
+        if source.transformation is not None:
+            # Whoever uses the lists with raw vectors must know.
+            source.transformation.save(result / FILE)
         np.save(result / "centroids.npy", quantizer.centroids)
         np.save(result / "offsets.npy", offsets)
         write_atomic(result / "postings.json", json.dumps(facts, indent=1, sort_keys=True).encode())

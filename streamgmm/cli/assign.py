@@ -21,9 +21,8 @@ from streamgmm.ann.quantizer import quantizer_of
 from streamgmm.ann.vectorchord import write_vectorchord
 from streamgmm.cli.options import Computing, as_json, one_path, print_result
 from streamgmm.cli.options import computing as add_computing
-from streamgmm.cli.streaming import Bar, spare
+from streamgmm.cli.streaming import Bar, fitted_rows, rows_option, spare
 from streamgmm.errors import DataError, RequestError
-from streamgmm.io.sources import open_source
 
 Command = Callable[..., Any]
 
@@ -89,6 +88,7 @@ def row_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int], object]]:
 @click.option("--resp", "keep_resp", is_flag=True, help="Write each entry's responsibility too (policy resp).")
 @click.option("--vectorchord", metavar="FILE", type=click.Path(path_type=Path), help="Write VectorChord's table, SQL.")
 @click.option("--overwrite", is_flag=True, help="Replace posting lists at OUT.")
+@rows_option
 @add_computing
 @as_json
 def assign(
@@ -105,6 +105,7 @@ def assign(
     keep_resp: bool,
     vectorchord: Path | None,
     overwrite: bool,
+    rows: str,
     computing: Computing,
     as_json: bool,
 ) -> None:
@@ -115,7 +116,8 @@ def assign(
     """
     begun = time.perf_counter()
     wanted = policy_of(policy, strength, threshold, copies, max_copies)
-    quantizer, source, own_ids = quantizer_of(run), open_source(one_path(data)), read_ids(ids)
+    quantizer, own_ids = quantizer_of(run), read_ids(ids)
+    source = fitted_rows(run, one_path(data), rows, computing.cache)
     spare(data, out)
     with row_bar(source.shape[0], quiet=as_json) as progress:
         postings = assign_source(

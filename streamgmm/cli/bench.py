@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from streamgmm.cli.options import as_json, one_path, print_result, threads_option
+from streamgmm.cost import Data, Rates, pass_seconds, slowest, stage_seconds
 from streamgmm.device import compute_workers, resolve_device
 from streamgmm.estep import bind, e_step
 from streamgmm.inference import frame_of_mixture
@@ -160,26 +161,19 @@ def predict_pass(source: Source, rates: Facts) -> Facts:
     or page cache, beside it.
     """
     n, d = source.shape
-    size = n * d * source.dtype.itemsize
-
-    def seconds(amount: float, name: str) -> float:
-        rate = rates[name]
-        return amount / rate if isinstance(rate, float) and rate > 0 else 0.0
-
-    stages = {
-        "disk": seconds(source.stored_bytes, "disk"),
-        "decode" if source.read_path == "decode" else "page cache": seconds(size, "source"),
-        "link": seconds(size, "link"),
-        "kernel": seconds(n, "kernel_rows"),
-    }
+    names = {"disk": "disk", "source": "source", "link": "link", "rows": "kernel_rows"}
+    found = {name: rates[measured] for name, measured in names.items()}
+    known = Rates(**{name: rate for name, rate in found.items() if isinstance(rate, float)})
+    alone = stage_seconds(Data(n, d, source.dtype.itemsize, source.stored_bytes), known)
+    way = "decode" if source.read_path == "decode" else "page cache"
+    stages = {way if name == "source" else name: value for name, value in alone.items() if name != "reduction"}
     cached = {name: value for name, value in stages.items() if name != "disk"}
-    slowest, slowest_cached = max(stages, key=lambda s: stages[s]), max(cached, key=lambda s: cached[s])
     return {
         "stage_seconds": stages,
-        "pass_seconds": stages[slowest],
-        "bottleneck": slowest,
-        "cached_pass_seconds": cached[slowest_cached],
-        "cached_bottleneck": slowest_cached,
+        "pass_seconds": pass_seconds(stages, known),
+        "bottleneck": slowest(stages),
+        "cached_pass_seconds": pass_seconds(cached, known),
+        "cached_bottleneck": slowest(cached),
     }
 
 

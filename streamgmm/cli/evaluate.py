@@ -16,10 +16,9 @@ from streamgmm.ann.plot import draw
 from streamgmm.ann.quantizer import quantizer_of
 from streamgmm.cli.options import Computing, as_json, one_path, print_result
 from streamgmm.cli.options import computing as add_computing
-from streamgmm.cli.streaming import spare
+from streamgmm.cli.streaming import fitted_rows, rows_option, spare
 from streamgmm.errors import RequestError
 from streamgmm.io.bfloat16 import values
-from streamgmm.io.sources import open_source
 
 
 @click.command(
@@ -36,6 +35,7 @@ from streamgmm.io.sources import open_source
 @click.option("--iterations", type=click.IntRange(1), default=25, show_default=True, help="Of k-means, at most.")
 @click.option("--speed/--no-speed", default=True, help="Measure faiss's queries per second, where it is installed.")
 @click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Picture, .svg, .png or .pdf.")
+@rows_option
 @add_computing
 @as_json
 def evaluate(
@@ -49,6 +49,7 @@ def evaluate(
     iterations: int,
     speed: bool,
     plot: Path | None,
+    rows: str,
     computing: Computing,
     as_json: bool,
 ) -> None:
@@ -59,7 +60,8 @@ def evaluate(
     are 95 % bootstrap intervals over queries and seeds.
     """
     begun = time.perf_counter()
-    quantizer, source, asked = quantizer_of(run), open_source(one_path(data)), open_source(queries)
+    quantizer = quantizer_of(run)
+    source, asked = fitted_rows(run, one_path(data), rows, computing.cache), fitted_rows(run, queries, rows)
     if plot is not None:
         spare((*data, queries), plot)
     if asked.shape[1] != source.shape[1]:

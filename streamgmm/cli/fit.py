@@ -13,10 +13,11 @@ from streamgmm.errors import RequestError
 from streamgmm.fitting import assist
 from streamgmm.fitting import fit as fit_source
 from streamgmm.io.bfloat16 import values
-from streamgmm.io.sources import open_source
+from streamgmm.io.sources import Source, open_source
 from streamgmm.mixture import COVARIANCE_TYPES
-from streamgmm.processes import join_world
+from streamgmm.processes import join_world, launched
 from streamgmm.progress import TerminalProgress
+from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
 from streamgmm.result import FitResult, comparison
 from streamgmm.seeding import INIT_METHODS, Start, check_finite
@@ -102,6 +103,7 @@ class Sizes(click.ParamType[tuple[int, ...]]):
     show_default=True,
     help="Compare rows read in later passes with the first; costs time only where reading does not limit.",
 )
+@click.option("--scheduler", metavar="ADDRESS", help="Fit on the workers of this Dask scheduler (tcp://host:8786).")
 @click.option("--fresh", is_flag=True, help="Move a run that is in RUN aside and start over.")
 @add_computing
 @as_json
@@ -127,6 +129,7 @@ def fit(
     split_to: int | None,
     checkpoint_every: float,
     recheck: bool,
+    scheduler: str | None,
     fresh: bool,
     computing: Computing,
     as_json: bool,
@@ -136,7 +139,7 @@ def fit(
     With --output the run is checkpointed, and the same command resumes it.
     """
     with join_world() as world:
-        source = open_source(one_path(data))
+        source = open_source(one_path(data), computing.cache)
         hard = model == "kmeans"
         method, start = _start(init, components, source.shape[1])
         request = FitRequest(
@@ -173,8 +176,22 @@ def fit(
             if not world.leads:
                 assist(source, request, progress, world=world)
                 return
-            result = fit_source(source, request, output, progress, fresh=fresh, world=world)
+            if scheduler is None:
+                result = fit_source(source, request, output, progress, fresh=fresh, world=world)
+            else:
+                result = _on_cluster(scheduler, source, request, output, progress, fresh=fresh)
     print_result(result.summary(), summary_lines(result, output), as_json=as_json)
+
+
+def _on_cluster(
+    scheduler: str, source: Source, request: FitRequest, output: Path | None, progress: Progress, *, fresh: bool
+) -> FitResult:
+    if launched()[1] > 1:
+        raise RequestError(f"--scheduler {scheduler}: its workers are the processes; start one fit, not under torchrun")
+    # distributed takes a second to import; no other fit needs it.
+    from streamgmm.cluster.fitting import fit_on
+
+    return fit_on(scheduler, source, request, output, progress, fresh=fresh)
 
 
 def _start(init: str, components: tuple[int, ...], n_features: int) -> tuple[str, Start]:

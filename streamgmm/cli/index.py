@@ -15,9 +15,8 @@ from streamgmm.ann.quantizer import quantizer_of
 from streamgmm.cli.assign import policy_of, policy_options, read_ids, row_bar
 from streamgmm.cli.options import Computing, as_json, one_path, print_result
 from streamgmm.cli.options import computing as add_computing
-from streamgmm.cli.streaming import spare
+from streamgmm.cli.streaming import fitted_rows, rows_option, spare
 from streamgmm.errors import RequestError
-from streamgmm.io.sources import open_source
 from streamgmm.units import format_bytes, parse_bytes
 
 
@@ -34,6 +33,7 @@ from streamgmm.units import format_bytes, parse_bytes
 @click.option("--shard", metavar="SIZE", default="1GiB", show_default=True, help="Held at once with --on-disk.")
 @policy_options
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@rows_option
 @add_computing
 @as_json
 def index(
@@ -53,6 +53,7 @@ def index(
     temperature: float,
     ids: str | None,
     overwrite: bool,
+    rows: str,
     computing: Computing,
     as_json: bool,
 ) -> None:
@@ -63,7 +64,8 @@ def index(
     """
     begun = time.perf_counter()
     wanted = policy_of(policy, strength, threshold, copies, max_copies)
-    source, own_ids, coding = open_source(one_path(data)), read_ids(ids), Coding(kind, subspaces, bits)
+    own_ids, coding = read_ids(ids), Coding(kind, subspaces, bits)
+    source = fitted_rows(run, one_path(data), rows, computing.cache)
     spare(data, out)
     given = is_postings(run)
     if given and (wanted != policy_of(DEFAULT_POLICY, None, None, None, None) or copies is not None):

@@ -20,16 +20,17 @@ Facts = dict[str, object]
 
 
 @click.command(epilog="Example: streamgmm info vectors.zarr; streamgmm info run --json")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("name", metavar="PATH", type=click.Path())
 @as_json
-def info(path: Path, as_json: bool) -> None:
+def info(name: str, as_json: bool) -> None:
     """What PATH is: a data set, a RUN folder, or a model file."""
+    path = Path(name)
     if path.suffix == ".safetensors" or (path / "model.safetensors").exists():
         facts = _model(path)
     elif (path / "config.json").exists():
         facts = _unfinished(path)
     else:
-        facts = _data(path)
+        facts = _data(name)
     lines = [f"{name:<22}{_told(value)}" for name, value in facts.items() if name != "result"]
     print_result(facts, lines, as_json=as_json)
 
@@ -93,7 +94,7 @@ def _weights_of(mixture: Mixture) -> Facts:
     }
 
 
-def _data(path: Path) -> Facts:
+def _data(path: str) -> Facts:
     source = open_source(path)
     n, d = source.shape
     size = n * d * source.dtype.itemsize

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from streamgmm.device import resolve_device
 from streamgmm.errors import RequestError
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.readers import reader_threads
+from streamgmm.io.sources import Cache
 from streamgmm.kernels import PRECISIONS
 from streamgmm.units import parse_bytes
 
@@ -31,7 +33,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 
 @dataclass(frozen=True)
 class Computing:
-    """``--device --precision --memory --host-memory --chunk-rows --threads``, of every command that streams rows."""
+    """``--device --precision --memory --host-memory --chunk-rows --threads --cache``, of every command that streams."""
 
     device: str
     precision: str
@@ -39,6 +41,7 @@ class Computing:
     host_memory: int | None
     chunk_rows: int | None
     threads: int
+    cache: Cache | None
 
     def inference(self) -> InferenceSettings:
         return InferenceSettings(
@@ -70,6 +73,10 @@ def computing(command: Command) -> Command:
         click.option("--host-memory", metavar="SIZE", help="Host memory that keeps rows between passes, e.g. 16GiB."),
         click.option("--chunk-rows", type=click.IntRange(1), help="Rows moved at once; never changes a result."),
         threads_option,
+        click.option(
+            "--cache", metavar="DIR", type=click.Path(path_type=Path), help="Keep objects of s3://, … in this folder."
+        ),
+        click.option("--cache-size", default="100GiB", show_default=True, metavar="SIZE", help="Of DIR, at most."),
     ]
 
     @wraps(command)
@@ -80,10 +87,13 @@ def computing(command: Command) -> Command:
         host_memory: str | None,
         chunk_rows: int | None,
         threads: int,
+        cache: Path | None,
+        cache_size: str,
         **others: Any,
     ) -> Any:
         kept = None if host_memory is None else parse_bytes(host_memory, "--host-memory")
-        settings = Computing(device, precision, memory_limit(memory), kept, chunk_rows, threads)
+        kept_here = None if cache is None else Cache(cache.absolute(), parse_bytes(cache_size, "--cache-size"))
+        settings = Computing(device, precision, memory_limit(memory), kept, chunk_rows, threads, kept_here)
         return command(computing=settings, **others)
 
     for option in reversed(options):

@@ -49,7 +49,7 @@ def predict(
     """
     begun = time.perf_counter()
     mixture = model_of(run)
-    source = fitted_rows(run, one_path(data), rows)
+    source = fitted_rows(run, one_path(data), rows, computing.cache)
     if overwrite:
         spare(data, out)
     settings = computing.inference()

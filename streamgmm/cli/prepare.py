@@ -41,6 +41,7 @@ _EXAMPLE = (
 @click.option("--shuffle", is_flag=True, help="Write the rows in a random order, told by --seed.")
 @click.option("--holdout", type=float, default=0.0, metavar="F", help="Share of the rows for NAME.held-out.zarr.")
 @click.option("--ids", is_flag=True, help="Write the number of each row in SRC to NAME.ids.zarr.")
+@click.option("--id-column", metavar="NAME", help="Write what this column of a table says instead; integers.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--shard-size", default="64MiB", show_default=True, metavar="SIZE")
 @click.option("--memory", default="1GiB", show_default=True, metavar="SIZE", help="Bound on the growth of the process.")
@@ -63,6 +64,7 @@ def prepare(
     shuffle: bool,
     holdout: float,
     ids: bool,
+    id_column: str | None,
     seed: int,
     shard_size: str,
     memory: str,
@@ -89,6 +91,7 @@ def prepare(
             shuffle=shuffle,
             holdout=holdout,
             ids=ids,
+            id_column=id_column,
             seed=seed,
             shard_size=shard_size,
             memory=memory,

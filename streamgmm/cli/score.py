@@ -59,7 +59,7 @@ def score(
     """
     begun = time.perf_counter()
     mixture = model_of(run)
-    source = fitted_rows(run, one_path(data), rows)
+    source = fitted_rows(run, one_path(data), rows, computing.cache)
     if per_row is not None and overwrite:
         spare(data, per_row)
     settings = computing.inference()

@@ -12,9 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from streamgmm.errors import RequestError, RunError
-from streamgmm.io.sources import Source, open_source
+from streamgmm.io.sources import Cache, Source, open_source
 from streamgmm.io.sources.transformed import ROWS, as_fitted
 from streamgmm.mixture import Float64Array, Mixture, load_transformation
+from streamgmm.transforms import FILE, Transformation
 
 Bar: TypeAlias = "tqdm[NoReturn]"
 
@@ -37,15 +38,23 @@ def model_of(run: str) -> Mixture:
     return Mixture.load(path)
 
 
-def fitted_rows(run: str, data: str | list[str], rows: str) -> Source:
+def fitted_rows(run: str, data: str | list[str], rows: str, cache: Cache | None = None) -> Source:
     """DATA as the rows that the model of RUN was fitted on; ``rows`` is what ``--rows`` says of it.
+
+    RUN may also be posting lists, or centroids, of which nothing is known but their width.
 
     Raises
     ------
     DataError, DamagedFileError
         It cannot be read, or be made such rows.
     """
-    return as_fitted(open_source(data), load_transformation(run), rows)
+    return as_fitted(open_source(data, cache), _transformation_of(Path(run)), rows)
+
+
+def _transformation_of(run: Path) -> Transformation | None:
+    if run.suffix == ".safetensors" or (run / "model.safetensors").exists():
+        return load_transformation(run)
+    return Transformation.load(run / FILE) if (run / FILE).is_file() else None
 
 
 rows_option = click.option(

@@ -25,12 +25,14 @@ _WEIGHTS_AT_ONCE = 1 << 16
 
 
 @contextmanager
-def rows_of(estimator: Any, X: Any, *, reset: bool, ensure_min_samples: int = 1) -> Iterator[Source]:
+def rows_of(
+    estimator: Any, X: Any, *, reset: bool, ensure_min_samples: int = 1, client: Any = None
+) -> Iterator[Source]:
     """The rows of ``X``; ``n_features_in_`` and feature names noted (``reset``) or compared.
 
     Arrays, lists and data frames in memory are checked in full, with scikit-learn's messages. Paths, memory maps,
     ``zarr``, Dask, torch, and lists of those are checked as they stream; an iterator of arrays is spooled first, and so
-    is a Dask array that is fitted (``reset``): each partition computed once, by Dask's workers.
+    is a Dask array that is fitted (``reset``): each partition computed once, by Dask's workers, or by ``client``'s.
 
     Raises
     ------
@@ -43,7 +45,7 @@ def rows_of(estimator: Any, X: Any, *, reset: bool, ensure_min_samples: int = 1)
         # Whoever holds a Dask array has imported Dask. A fit passes over the rows many times.
         from streamgmm.prepare.spilling import SpilledSource
 
-        source = SpilledSource(X)
+        source = SpilledSource(X, client=client)
     elif is_streamed(X):
         source = open_source(X)
     else:

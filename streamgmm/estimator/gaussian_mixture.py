@@ -170,7 +170,7 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         self.algorithm = algorithm
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> GaussianMixture:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, client: Any = None) -> GaussianMixture:
         """Estimate the parameters from every row of ``X``; an iterator is read once, into a temporary file.
 
         Parameters
@@ -180,14 +180,17 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         y : ignored
         sample_weight : (N,) array or path of a file of N values, optional
             What each row counts: zero is a row left out, two a row that is there twice.
+        client : distributed.Client or address of a Dask scheduler, optional
+            Fit on its workers, one process each, to the same bits (docs/distributed.md). They must see the files, and
+            the ``checkpoint``, under the same paths.
 
         Raises
         ------
         ValueError
             A parameter or the data cannot be used; the message names it, its value and the remedy.
         """
-        with rows_of(self, X, reset=True, ensure_min_samples=2) as source:
-            self._fit(source, sample_weight)
+        with rows_of(self, X, reset=True, ensure_min_samples=2, client=client) as source:
+            self._fit(source, sample_weight, client)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
@@ -342,15 +345,15 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         _copy_fitted(peer, estimator)
         return estimator
 
-    def _fit(self, source: Source, sample_weight: Any) -> None:
+    def _fit(self, source: Source, sample_weight: Any, client: Any = None) -> None:
         self._refuse_fewer_rows_than_components(source)
         warm = self.warm_start and hasattr(self, "converged_")
         start = Start(self.weights_, self.means_, self.precisions_) if warm else self._given_start(source)
-        request = replace(self._request(source, start), weights=weights_of(sample_weight, source))
+        request = replace(self._request(source, start, client), weights=weights_of(sample_weight, source))
         if warm:
             request = replace(request, n_init=1)
         progress = VerboseProgress(self.verbose, self.verbose_interval, request.n_init)
-        result = fit_source(source, request, self._run(), progress)
+        result = self._fitted(source, request, progress, client)
         progress.finish()
         converged, bounds = result.converged, list(result.lower_bounds)
         if warm and bounds:  # the first iteration may change nothing, compared with the last of the fit before
@@ -413,7 +416,7 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         given = self.weights_init, self.means_init, self.precisions_init
         return checked_start(*given, self.covariance_type, self.n_components, source.shape[1])
 
-    def _request(self, source: Source, start: Start) -> FitRequest:
+    def _request(self, source: Source, start: Start, client: Any = None) -> FitRequest:
         return FitRequest(
             n_components=int(self.n_components),
             covariance_type=self.covariance_type,
@@ -424,7 +427,7 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
             init=self.init_params,
             start=start,
             seed=self._seed(),
-            precision=self._precision(source),
+            precision=self._precision(source, client),
             device=self.device,
             memory_limit=self._limit(),
             chunk_rows=self.chunk_rows,

@@ -36,7 +36,6 @@ from streamgmm.estimator.data import (
 from streamgmm.estimator.distances import distances, nearest
 from streamgmm.estimator.lloyd_progress import LloydProgress
 from streamgmm.estimator.streamed import Streamed
-from streamgmm.fitting import fit as fit_source
 from streamgmm.io.sources.base import Source
 from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
@@ -149,7 +148,7 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
         self.checkpoint = checkpoint
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, client: Any = None) -> KMeans:
         """Find the centres from every row of ``X``; an iterator is read once, into a temporary file.
 
         Parameters
@@ -159,14 +158,17 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
         y : ignored
         sample_weight : (N,) array or path of a file of N values, optional
             What each row counts: zero is a row left out, two a row that is there twice.
+        client : distributed.Client or address of a Dask scheduler, optional
+            Fit on its workers, one process each, to the same bits (docs/distributed.md). They must see the files, and
+            the ``checkpoint``, under the same paths.
 
         Raises
         ------
         ValueError
             A parameter or the data cannot be used; the message names it, its value and the remedy.
         """
-        with rows_of(self, X, reset=True) as source:
-            self._fit(source, sample_weight, self._keeps_labels(X))
+        with rows_of(self, X, reset=True, client=client) as source:
+            self._fit(source, sample_weight, self._keeps_labels(X), client)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
@@ -218,9 +220,9 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
     def _n_features_out(self) -> int:
         return len(self.cluster_centers_)
 
-    def _fit(self, source: Source, sample_weight: Any, keep_labels: bool) -> None:
-        request = self._request(source, weights_of(sample_weight, source))
-        result = fit_source(source, request, self._run(), self._progress(request, source.shape[0]))
+    def _fit(self, source: Source, sample_weight: Any, keep_labels: bool, client: Any = None) -> None:
+        request = self._request(source, weights_of(sample_weight, source), client)
+        result = self._fitted(source, request, self._progress(request, source.shape[0]), client)
         self.cluster_centers_ = result.mixture.means.astype(float_dtype(source.dtype))
         self.n_iter_ = result.n_iter
         self.labels_ = np.empty(source.shape[0], np.int32) if keep_labels else None
@@ -263,7 +265,7 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
         out = np.empty((source.shape[0], len(self.cluster_centers_)), dtype)
         return joined(distances(source, self.cluster_centers_, self._inference(source)), out)
 
-    def _request(self, source: Source, weights: Source | None) -> FitRequest:
+    def _request(self, source: Source, weights: Source | None, client: Any = None) -> FitRequest:
         n, d = source.shape
         if n < self.n_clusters:
             raise RequestError(f"n_samples={n} should be >= n_clusters={self.n_clusters}.")
@@ -280,7 +282,7 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
             start=Start(means=given),
             seed=self._seed(),
             weights=weights,
-            precision=self._precision(source),
+            precision=self._precision(source, client),
             device=self.device,
             memory_limit=self._limit(),
             chunk_rows=self.chunk_rows,

@@ -12,10 +12,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from streamgmm.device import resolve_device
+from streamgmm.fitting import fit as fit_source
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS
 from streamgmm.precision import CHECK_ROWS
+from streamgmm.recorder import Progress
+from streamgmm.request import FitRequest
+from streamgmm.result import FitResult
 from streamgmm.units import parse_bytes
 
 _FEW_ROWS = 4 * CHECK_ROWS
@@ -40,14 +44,29 @@ class Streamed:
     chunk_rows: int | None
     checkpoint: str | Path | None
 
+    def _fitted(self, source: Source, request: FitRequest, progress: Progress, client: Any) -> FitResult:
+        """The fit that is asked for: here, or on the workers of ``client``."""
+        if client is None:
+            return fit_source(source, request, self._run(), progress)
+        from streamgmm.cluster.fitting import fit_on
+
+        return fit_on(client, source, request, self._run(), progress)
+
     def _inference(self, source: Source) -> InferenceSettings:
         return InferenceSettings(resolve_device(self.device), self._precision(source), self._limit(), self.chunk_rows)
 
-    def _precision(self, source: Source) -> str:
-        if self.precision != "auto" or resolve_device(self.device).type != "cpu":
+    def _precision(self, source: Source, client: Any = None) -> str:
+        if self.precision != "auto" or self._device_type(client) != "cpu":
             return self.precision
         # Checking a narrower one at every iteration would take longer than few rows take in fp64.
         return "highest" if source.dtype == np.float64 or source.shape[0] <= _FEW_ROWS else "auto"
+
+    def _device_type(self, client: Any) -> str:
+        if client is None:
+            return resolve_device(self.device).type
+        from streamgmm.cluster.fitting import device_on
+
+        return device_on(client, self.device).partition(":")[0]
 
     def _limit(self) -> int | None:
         return None if self.memory_limit is None else parse_bytes(self.memory_limit, "memory_limit")

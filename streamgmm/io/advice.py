@@ -24,6 +24,11 @@ def _plain(source: Source) -> dict[str, str]:
     size = format_bytes(_row_bytes(source) * source.shape[0])
     if source.read_path == "memory":
         return {"read_cost": f"{size} a pass, copied from memory", "advice": "none: it is in memory already"}
+    if source.read_path == "objects":
+        return {
+            "read_cost": f"{size} a pass, in ranges of objects",
+            "advice": "keep what fits of it here with --cache DIR, if it is passed over more than once",
+        }
     checked = " in whole chunks, for their checksums" if source.read_granule > 1 else ""
     return {
         "read_cost": f"{size} a pass, read straight into place{checked}",

@@ -119,7 +119,7 @@ class Ring:
         self._slots = [_slot(source, rows, pinned=on_gpu) for _ in range(SLOTS)]
         self._buffers = [torch.empty_like(self._slots[0], device=device) for _ in range(DEVICE_BUFFERS * on_gpu)]
         self._on_device = Tier(device_memory if on_gpu else 0, self._device_block)
-        resident = host_memory is not None and (on_gpu or source.read_path == "decode")
+        resident = host_memory is not None and (on_gpu or source.read_path in ("decode", "objects"))
         budget = max(0, (host_memory or 0) - sum(slot.untyped_storage().nbytes() for slot in self._slots))
         self._on_host = Tier(budget if resident else 0, _pinned if on_gpu else _pageable)
         self._cached_rows = cached_rows(source, host_memory, resident=resident)

@@ -38,6 +38,7 @@ def prepare(
     shuffle: bool = False,
     holdout: float = 0.0,
     ids: bool = False,
+    id_column: str | None = None,
     seed: int = 0,
     shard_size: str | int = "64MiB",
     memory: str | int = "1GiB",
@@ -72,6 +73,8 @@ def prepare(
         ``fit --holdout`` chooses them.
     ids : bool
         Write the number of each row in the source to ``NAME.ids.zarr``, int64.
+    id_column : str, optional
+        Write what this column of a table (CSV, Parquet, Dask dataframe; integers) says instead; it is no feature then.
     shard_size, memory : str or int
         Bytes. ``memory`` bounds the growth of this process; it never changes the result.
     workers : int, optional
@@ -92,7 +95,8 @@ def prepare(
         dtype=dtype,
         shuffle=shuffle,
         holdout=holdout,
-        ids=ids,
+        ids=ids or id_column is not None,
+        id_column=id_column,
         seed=seed,
         shard_bytes=parse_bytes(shard_size, "shard_size"),
         memory=parse_bytes(memory),

@@ -17,8 +17,10 @@ from zarr.storage import LocalStore
 
 from streamgmm.errors import DataError, RequestError
 from streamgmm.io.bfloat16 import opaque
+from streamgmm.io.objects.urls import scheme_of
 from streamgmm.io.sources import Source, open_source
 from streamgmm.io.sources.array import stored_dtype
+from streamgmm.prepare.identifiers import IdColumn, ids_path
 from streamgmm.prepare.shards import digest_of, temporary_name
 from streamgmm.storage import naming
 
@@ -49,7 +51,7 @@ class Reference:
     @classmethod
     def of_paths(cls, paths: Sequence[str]) -> Reference:
         """Files, opened; raises as `open_source`."""
-        absolute = tuple(str(Path(path).absolute()) for path in paths)
+        absolute = tuple(path if scheme_of(path) else str(Path(path).absolute()) for path in paths)
         # As the user wrote them, for messages.
         return cls(absolute, _open(tuple(paths)))
 
@@ -96,6 +98,8 @@ class Partitions:
         A computed part to rows (n, D), where it is not such an array.
     largest : int
         Bytes of the largest part, as far as that is known.
+    to_ids : callable or None
+        A computed part to what its rows are called, (n,) int64, where a column tells.
     """
 
     name: str
@@ -103,9 +107,10 @@ class Partitions:
     fingerprint: str
     to_rows: Callable[[Any], np.ndarray] | None
     largest: int
+    to_ids: IdColumn | None = None
 
 
-def resolve(data: Any, columns: Sequence[str | int | slice]) -> Reference | Partitions:
+def resolve(data: Any, columns: Sequence[str | int | slice], id_column: str | None = None) -> Reference | Partitions:
     """``data`` as something that can be prepared.
 
     Parameters
@@ -114,6 +119,8 @@ def resolve(data: Any, columns: Sequence[str | int | slice]) -> Reference | Part
         ``.csv`` and ``.parquet`` files are read as tables by `dask.dataframe`; everything else by `open_source`.
     columns : sequence
         Names, of a table's columns; numbers are not looked at here.
+    id_column : str, optional
+        Of a table: what its rows are called.
 
     Raises
     ------
@@ -127,12 +134,14 @@ def resolve(data: Any, columns: Sequence[str | int | slice]) -> Reference | Part
 
         if not all(_is_table(path) for path in paths):
             raise DataError(f"{paths[0]}: tables and arrays cannot be joined; prepare them one by one")
-        return open_tables(paths, names)
+        return open_tables(paths, names, id_column)
     module = sys.modules.get("dask.dataframe")
     if module is not None and isinstance(data, module.DataFrame):
         from streamgmm.prepare.tables import of_frame
 
-        return of_frame(data, names, "Dask dataframe")
+        return of_frame(data, names, "Dask dataframe", id_column)
+    if id_column is not None:
+        raise RequestError(f"id column {id_column!r}: only Parquet and CSV have such columns; use --ids")
     if names:
         raise RequestError(f"columns of an array are numbers, such as 0:64; got {names[0]!r}")
     if _is_dask_array(data):
@@ -181,18 +190,30 @@ def staged_path(folder: str, part: int) -> Path:
     return Path(folder, "staged", f"{part:06d}.npy")
 
 
-def save_part(block: Any, to_rows: Callable[[Any], np.ndarray] | None, folder: str, part: int) -> dict[str, Any]:
-    """Keep a computed part as ``.npy``; gives what the journal notes."""
+def save_part(
+    block: Any,
+    to_rows: Callable[[Any], np.ndarray] | None,
+    folder: str,
+    part: int,
+    to_ids: IdColumn | None = None,
+) -> dict[str, Any]:
+    """Keep a computed part as ``.npy``, and what its rows are called beside it; gives what the journal notes."""
     rows = np.asarray(block) if to_rows is None else to_rows(block)
     if rows.ndim != 2:
         raise DataError(f"partition {part}: is of shape {rows.shape}; give a collection of rows and features")
     rows = np.ascontiguousarray(rows, dtype=stored_dtype(f"partition {part}", rows.dtype))
-    path = staged_path(folder, part)
-    temporary = temporary_name(path)
-    with naming(path):
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            np.save(file, rows, allow_pickle=False)
-        temporary.replace(path)
-    name = path.relative_to(folder).as_posix()
-    return {"files": {name: digest_of(path)}, "bytes": path.stat().st_size, "rows": len(rows)}
+    files = {staged_path(folder, part): rows}
+    if to_ids is not None:
+        files[ids_path(staged_path(folder, part))] = to_ids(block)
+    for path, array in files.items():
+        with naming(path):
+            path.parent.mkdir(exist_ok=True)
+            temporary = temporary_name(path)
+            with temporary.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+            temporary.replace(path)
+    return {
+        "files": {path.relative_to(folder).as_posix(): digest_of(path) for path in files},
+        "bytes": sum(path.stat().st_size for path in files),
+        "rows": len(rows),
+    }

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from streamgmm.prepare.identifiers import Identifiers
 from streamgmm.prepare.inputs import Reference
 from streamgmm.prepare.permutation import Permutation
 from streamgmm.prepare.selection import Ranks, Recipe
@@ -53,9 +57,15 @@ class Job:
     ranks: Ranks | None = None
     layouts: tuple[Layout, ...] = ()
     with_ids: bool = False
+    identifiers: Identifiers | None = None
+    """What rows are called, where it is not their numbers."""
     shuffle: int | None = None
     """Seed of the permutation."""
     run_rows: int = 0
+
+    def ids_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What is written of rows by their ``numbers`` in the source, which ascend."""
+        return numbers if self.identifiers is None else self.identifiers.of(numbers)
 
     def relative(self, path: Path) -> str:
         """The name of a file of the workspace, as the journal has it."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from streamgmm.errors import DataError, RequestError
 from streamgmm.io.sources import Source
+from streamgmm.prepare.identifiers import Identifiers, identifiers_of
 from streamgmm.prepare.inputs import Partitions, Reference, resolve, save_part, staged_path
 from streamgmm.prepare.job import OUTPUTS, Job
 from streamgmm.prepare.learning import learn, prepared_dtype
@@ -50,7 +51,7 @@ def run_preparation(
 ) -> Prepared:
     """Prepare ``data`` as ``request`` says; raises as `prepare`."""
     targets = _targets(destination, request)
-    found = resolve(data, request.columns)
+    found = resolve(data, request.columns, request.id_column)
     identity = request.identity(_fingerprint(found))
     _check_destination(data, destination)
     with closing(Workspace(destination, fresh=fresh)) as workspace:
@@ -89,7 +90,7 @@ class _Preparation:
             if apart:
                 found.travelling()
         self._workspace.begin(self._identity)
-        reference = found if isinstance(found, Reference) else self._staged(found)
+        reference, identifiers = (found, None) if isinstance(found, Reference) else self._staged(found)
         source = reference.open()
         self._check(source)
         needs, workers = self._plan(source)
@@ -112,6 +113,7 @@ class _Preparation:
             ranks=ranks,
             layouts=layouts,
             with_ids=request.ids,
+            identifiers=identifiers,
             shuffle=request.seed if request.shuffle else None,
             run_rows=run_rows,
         )
@@ -135,14 +137,14 @@ class _Preparation:
         self._publish(job, result)
         return replace(result, seconds=time.perf_counter() - begun)
 
-    def _staged(self, found: Partitions) -> Reference:
-        """The partitions of a collection, each computed once and kept in a file."""
+    def _staged(self, found: Partitions) -> tuple[Reference, Identifiers | None]:
+        """The partitions of a collection, each computed once and kept in a file, and what their rows are called."""
         # A part, the rows it becomes, and what its graph holds meanwhile.
         self._work_within(STAGING_COPIES * found.largest)
         names = {staged_path("", part).as_posix(): part for part in range(len(found.parts))}
         try:
             save = {
-                name: task(save_part, found.parts[part], found.to_rows, self._folder, part)
+                name: task(save_part, found.parts[part], found.to_rows, self._folder, part, found.to_ids)
                 for name, part in names.items()
             }
             self._production.make("staging", save)
@@ -155,7 +157,10 @@ class _Preparation:
         filled = [name for name in names if self._workspace.done[name]["rows"]]
         if not filled:
             raise DataError(f"{found.name}: holds no rows; give at least one")
-        return Reference.of_paths([str(Path(self._folder, name)) for name in filled])
+        paths = [Path(self._folder, name) for name in filled]
+        rows = [int(self._workspace.done[name]["rows"]) for name in filled]
+        identifiers = None if found.to_ids is None else identifiers_of(paths, rows)
+        return Reference.of_paths([str(path) for path in paths]), identifiers
 
     def _check(self, source: Source) -> None:
         """See that the steps can be taken, before anything is read."""

@@ -28,7 +28,9 @@ class PrepareRequest:
     dtype : str or None
         One of `DTYPES`; None is the source's type where no step computes, else float32.
     ids : bool
-        Whether the number of each row in the source is kept beside the rows.
+        Whether the number of each row in the source is kept beside the rows,
+    id_column : str or None
+        or what this column of a table calls it.
     """
 
     steps: tuple[Step, ...] = ()
@@ -37,6 +39,7 @@ class PrepareRequest:
     shuffle: bool = False
     holdout: float = 0.0
     ids: bool = False
+    id_column: str | None = None
     seed: int = 0
     shard_bytes: int = SHARD_BYTES
     memory: int = 1 << 30
@@ -64,7 +67,7 @@ class PrepareRequest:
             "shuffle": self.shuffle,
             "seed": self.seed if self.shuffle or self.holdout else None,
             "holdout": self.holdout,
-            "ids": self.ids,
+            "ids": self.id_column or self.ids,
             "shard size": self.shard_bytes,
         }
 

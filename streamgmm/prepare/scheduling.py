@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -14,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 import dask
 from dask.callbacks import Callback
 
-from streamgmm.errors import RequestError
-from streamgmm.io.sources.wording import reason_of
+from streamgmm.cluster.connecting import check_workers, open_client
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
 
 Done = Callable[[str, Any], None]
 """Of a task's name and its result, in this thread, as soon as it is there."""
-
-_ANSWER_SECONDS = 10
 
 
 class Scheduler(ABC):
@@ -123,44 +119,12 @@ def open_scheduler(address: Any) -> Scheduler:
     """
     if address in ("threads", "processes"):
         return _Local(address)
+    client = open_client(address)
+    own = client is not address
     try:
-        distributed = importlib.import_module("distributed")
-    except ImportError:
-        raise RequestError(
-            f"scheduler {address!r}: needs Dask's distributed; pip install 'streamgmm[cluster]', or use threads"
-        ) from None
-    if isinstance(address, distributed.Client):
-        _check_workers(address, "client")
-        return _Cluster(address)
-    if not isinstance(address, str) or "://" not in address:
-        raise RequestError(
-            f"scheduler must be threads, processes or an address such as tcp://host:8786; got {address!r}"
-        )
-    try:
-        client = distributed.Client(address, timeout=_ANSWER_SECONDS, set_as_default=False)
-    # distributed raises OSError, TimeoutError, ValueError, … for addresses that lead nowhere.
-    except Exception as error:
-        raise RequestError(
-            f"scheduler {address}: does not answer within {_ANSWER_SECONDS} s ({reason_of(error)[:120]}); check the "
-            "address and that it runs"
-        ) from None
-    try:
-        _check_workers(client, address)
+        check_workers(client, "streamgmm.prepare.job")
     except BaseException:
-        client.close()
+        if own:
+            client.close()
         raise
-    return _OwnCluster(client)
-
-
-def _check_workers(client: Any, address: str) -> None:
-    try:
-        client.wait_for_workers(1, timeout=_ANSWER_SECONDS)
-    except Exception:
-        raise RequestError(f"scheduler {address}: has no workers; start one with dask worker {address}") from None
-    try:
-        # The builtin travels to any worker; a function of this package would not.
-        client.run(importlib.import_module, "streamgmm.prepare.job")
-    except Exception as error:
-        raise RequestError(
-            f"scheduler {address}: a worker cannot import streamgmm ({reason_of(error)[:160]}); install it there"
-        ) from None
+    return _OwnCluster(client) if own else _Cluster(client)

@@ -52,7 +52,7 @@ def write_run(job: Job, run: int) -> Noted:
             where = np.concatenate(places[output])
             ranks = job.ranks.first(output, start) + np.arange(len(where))
             buckets[where] = job.bucket(output) + job.permutation(output).forward(ranks) // each.shard_rows
-            ids[where] = np.concatenate(numbers[output])
+            ids[where] = job.ids_of(np.concatenate(numbers[output]))
     order = np.argsort(buckets, kind="stable")
     table = np.searchsorted(buckets[order], np.arange(job.bucket(len(job.layouts)) + 1)).astype(np.int64)
     return _write_run(job, job.run(run), table, rows, ids, order)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 from streamgmm.errors import DataError
 from streamgmm.io.sources.optional import require
 from streamgmm.io.sources.wording import listed, reason_of
+from streamgmm.prepare.identifiers import IdColumn
 from streamgmm.prepare.inputs import Partitions
 
 BLOCK_BYTES = 16 << 20
 """Text of a CSV file that is parsed at once."""
 
 
-def open_tables(paths: Sequence[str], names: Sequence[str]) -> Partitions:
+def open_tables(paths: Sequence[str], names: Sequence[str], id_column: str | None = None) -> Partitions:
     """The rows of CSV or Parquet files, in the order given.
 
     ``file.parquet::column`` names the column of the vectors, as ``names`` does.
@@ -54,18 +55,20 @@ def open_tables(paths: Sequence[str], names: Sequence[str]) -> Partitions:
             else:
                 largest = max(_largest_group(file) for file in files)
                 frame = dataframe.read_parquet(list(map(str, files)), split_row_groups=True)
-            found = of_frame(frame, wanted, paths[0])
+            found = of_frame(frame, wanted, paths[0], id_column)
     except DataError:
         raise
     # pandas and pyarrow raise whatever they like on files that are not what they say.
     except Exception as error:
         raise DataError(f"{paths[0]}: cannot be read as a table ({reason_of(error)}); restore it") from error
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return Partitions(found.name, found.parts, str([states, wanted]), found.to_rows, largest)
+    return replace(found, fingerprint=str([states, wanted]), largest=largest)
 
 
-def of_frame(frame: Any, names: Sequence[str], name: str) -> Partitions:
+def of_frame(frame: Any, names: Sequence[str], name: str, id_column: str | None = None) -> Partitions:
     """The rows of a Dask dataframe: the columns named, or all where all are numbers, or its only column of lists.
+
+    What ``id_column`` holds is what the rows are called, and no feature.
 
     Raises
     ------
@@ -73,10 +76,11 @@ def of_frame(frame: Any, names: Sequence[str], name: str) -> Partitions:
         No such column, or one that holds no numbers.
     """
     all_names = list(map(str, frame.columns))
-    missing = [wanted for wanted in names if wanted not in all_names]
+    asked = [*names, *([] if id_column is None else [id_column])]
+    missing = [wanted for wanted in asked if wanted not in all_names]
     if missing:
         raise DataError(f"{name}: has no column {missing[0]!r}; its columns: {listed(all_names)}")
-    wanted = list(names) or all_names
+    wanted = list(names) or [column for column in all_names if column != id_column]
     kinds = {str(column): kind for column, kind in frame.dtypes.items()}
     lists = [column for column in wanted if not _numeric(kinds[column])]
     if lists and len(wanted) > 1:
@@ -84,19 +88,25 @@ def of_frame(frame: Any, names: Sequence[str], name: str) -> Partitions:
             f"{name}: column {lists[0]!r} holds no single numbers; name the columns that do, or the one of lists, "
             "with --columns"
         )
-    parts = frame[wanted].to_delayed()
-    to_rows = ListRows(name, wanted[0]) if lists else NumberRows(_dtype([kinds[column] for column in wanted]))
-    return Partitions(name, parts, str(frame._name), to_rows, 0)
+    parts = frame[list(dict.fromkeys([*wanted, *asked]))].to_delayed()
+    to_rows: ListRows | NumberRows
+    if lists:
+        to_rows = ListRows(name, wanted[0])
+    else:
+        to_rows = NumberRows(tuple(wanted), _dtype([kinds[column] for column in wanted]))
+    to_ids = None if id_column is None else IdColumn(name, id_column)
+    return Partitions(name, parts, str(frame._name), to_rows, 0, to_ids)
 
 
 @dataclass(frozen=True)
 class NumberRows:
     """A column a feature; missing values become NaN."""
 
+    columns: tuple[str, ...]
     dtype: np.dtype[np.generic]
 
     def __call__(self, frame: Any) -> np.ndarray:
-        return np.asarray(frame.to_numpy(dtype=self.dtype, na_value=np.nan))
+        return np.asarray(frame[list(self.columns)].to_numpy(dtype=self.dtype, na_value=np.nan))
 
 
 def _dtype(kinds: Sequence[Any]) -> np.dtype[np.generic]:

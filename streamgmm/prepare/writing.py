@@ -32,7 +32,8 @@ def write_shard(job: Job, output: int, shard: int) -> Noted:
             inside = numbers[max(0, low - rank) : max(0, high - rank)]
             rank += len(numbers)
             if len(inside):
-                yield stored(source, granule, compact(inside), job.transformation), granule.first + inside
+                rows = stored(source, granule, compact(inside), job.transformation)
+                yield rows, job.ids_of(granule.first + inside)
 
     return write_pieces(job, output, shard, pieces())
 

@@ -135,3 +135,20 @@ def test_info_advises_it(here, call, monkeypatch):
     np.save("f.npy", np.asfortranarray(np.load("x.npy")))
     monkeypatch.setattr("streamgmm.io.advice._WORTH", 0.0)
     assert "streamgmm prepare" in call("info", "f.npy", "--json").json["advice"]
+
+
+def test_lists_and_indexes_of_raw_vectors_are_those_of_prepared_ones(here, call):
+    call("prepare", "x.npy", "y.zarr", "--steps", "standardise,pca=2")
+    call("fit", "y.zarr", "-k", 4, "--output", "run", "--max-iter", 3)
+    for data, lists, index in (("x.npy", "of-raw", "raw.faiss"), ("y.zarr", "of-prepared", "prepared.faiss")):
+        assert call("assign", "run", data, lists).status == 0
+        assert call("index", lists, data, index).status == 0  # the lists know how their rows were prepared
+    assert Path("of-raw/transformation.safetensors").exists()
+    for name in ("offsets.npy", "ids.npy", "centroids.npy"):
+        assert Path("of-raw", name).read_bytes() == Path("of-prepared", name).read_bytes()
+    assert Path("raw.faiss").read_bytes() == Path("prepared.faiss").read_bytes()
+    np.save("queries.npy", np.load("x.npy")[:50])
+    asked = ("queries.npy", "-k", 3, "--seeds", 1, "--iterations", 2, "--no-speed", "--json")
+    raw, prepared = (call("evaluate", "run", data, *asked) for data in ("x.npy", "y.zarr"))
+    assert raw.status == prepared.status == 0
+    assert {**raw.json, "seconds": 0} == {**prepared.json, "seconds": 0}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
-from collections.abc import Iterator
 
 import dask.array
 import numpy as np
@@ -20,17 +18,6 @@ distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SETTINGS = {"steps": "standardise,pca=3", "shuffle": True, "holdout": 0.2, "ids": True, "shard_size": "8KiB"}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[object]:
-    with (
-        warnings.catch_warnings(action="ignore"),
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit="1GiB"
-        ) as opened,
-    ):
-        yield opened
 
 
 @pytest.fixture
@@ -100,7 +87,7 @@ def test_an_error_of_a_worker_is_told_as_here(here, cluster):
 
 
 def test_an_address_that_leads_nowhere(here, monkeypatch):
-    monkeypatch.setattr("streamgmm.prepare.scheduling._ANSWER_SECONDS", 1)
+    monkeypatch.setattr("streamgmm.cluster.connecting.ANSWER_SECONDS", 1)
     with pytest.raises(RequestError, match=r"scheduler tcp://127\.0\.0\.1:9: does not answer within 1 s"):
         prepare("x.npy", "y.zarr", scheduler="tcp://127.0.0.1:9")
     with pytest.raises(RequestError, match="must be threads, processes or an address"):
@@ -108,7 +95,7 @@ def test_an_address_that_leads_nowhere(here, monkeypatch):
 
 
 def test_a_scheduler_without_workers(here, monkeypatch):
-    monkeypatch.setattr("streamgmm.prepare.scheduling._ANSWER_SECONDS", 1)
+    monkeypatch.setattr("streamgmm.cluster.connecting.ANSWER_SECONDS", 1)
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address=None, processes=False) as empty,
         pytest.raises(RequestError, match="has no workers; start one with dask worker"),
@@ -117,9 +104,9 @@ def test_a_scheduler_without_workers(here, monkeypatch):
 
 
 def test_a_worker_without_the_package(here, cluster, monkeypatch):
-    def missing(self, function, *arguments):
-        raise ModuleNotFoundError("No module named 'streamgmm'")
+    def missing(self, function, *arguments, **options):
+        return {"tcp://w:1": ModuleNotFoundError("No module named 'streamgmm'")}
 
     monkeypatch.setattr(distributed.Client, "run", missing)
-    with pytest.raises(RequestError, match="a worker cannot import streamgmm"):
+    with pytest.raises(RequestError, match="worker tcp://w:1 cannot import streamgmm"):
         prepare("x.npy", "y.zarr", scheduler=cluster.scheduler_address)

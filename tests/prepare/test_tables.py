@@ -114,3 +114,36 @@ def test_without_pandas(here, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(RequestError, match=r"x\.csv: needs pandas; pip install 'streamgmm\[tables\]'"):
         prepare("x.csv", "y.zarr")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "frame"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_rows_keep_what_a_column_calls_them(frame, kind, shuffle):
+    frame["key"] = (np.arange(1000, dtype=np.int64) * 7 + (1 << 60))[::-1].copy()
+    frame.loc[::10, "b"] = None
+    frame = frame.drop(columns=["name", "n"])
+    source = {"csv": "x.csv", "parquet": "x.parquet", "frame": dask.dataframe.from_pandas(frame, npartitions=7)}[kind]
+    frame.to_csv("x.csv", index=False)
+    frame.to_parquet("x.parquet", row_group_size=64)
+    prepare(source, "y.zarr", "drop", id_column="key", dtype="float64", shuffle=shuffle, holdout=0.2, shard_size="4KiB")
+    seen = []
+    for rows, ids in (("y.zarr", "y.ids.zarr"), ("y.held-out.zarr", "y.held-out.ids.zarr")):
+        expected = frame.set_index("key").loc[read(ids)]
+        assert list(expected.columns) == ["a", "b", "c"]  # what rows are called is no feature of theirs
+        np.testing.assert_allclose(read(rows), expected.to_numpy(dtype=float), rtol=1e-6)
+        seen += read(ids).tolist()
+    assert sorted(seen) == sorted(frame.dropna()["key"])
+
+
+def test_what_rows_cannot_be_called(frame):
+    frame["late"] = frame["n"].where(frame["n"] != 5)
+    frame["huge"] = np.full(1000, 2**63, np.uint64)
+    frame.to_parquet("x.parquet", row_group_size=64)
+    for column, told in (("name", "holds what is no integer"), ("late", "missing values"), ("huge", "beyond int64")):
+        with pytest.raises(DataError, match=f"id column '{column}' .*{told}.*--id-column"):
+            prepare("x.parquet", f"{column}.zarr", columns="a,b", id_column=column)
+    with pytest.raises(DataError, match="has no column 'key'"):
+        prepare("x.parquet", "y.zarr", columns="a,b", id_column="key")
+    np.save("x.npy", raw_rows(10, 2))
+    with pytest.raises(RequestError, match="id column 'key': only Parquet and CSV have such columns; use --ids"):
+        prepare("x.npy", "y.zarr", id_column="key")

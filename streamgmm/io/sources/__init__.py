@@ -11,6 +11,7 @@ import torch
 import zarr
 
 from streamgmm.errors import DataError
+from streamgmm.io.objects.cache import Cache
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.io.sources.base import Source
 from streamgmm.io.sources.concat import ConcatSource
@@ -20,10 +21,10 @@ from streamgmm.io.sources.zarr_array import ZarrSource, group_refused
 if TYPE_CHECKING:
     import dask.array
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Cache", "Source", "open_source"]
 
 
-def open_source(data: Any) -> Source:
+def open_source(data: Any, cache: Cache | None = None) -> Source:
     """Rows of ``data``, whatever it is, shape (N, D).
 
     Parameters
@@ -31,10 +32,14 @@ def open_source(data: Any) -> Source:
     data : Source, path, array, or list of paths or arrays
         A path is a file (``.npy``; ``.fbin``, ``.f16bin``, ``.u8bin``, ``.i8bin``; ``.fvecs``, ``.bvecs``; ``.h5``,
         ``.hdf5``; ``.arrow``, ``.feather``; ``.parquet``), something inside one (``file.h5::dataset``,
-        ``file.parquet::column``), the folder of a Zarr array, or a folder of such files, all of one suffix. An
+        ``file.parquet::column``), the folder of a Zarr array, or a folder of such files, all of one suffix; or the
+        address of a Zarr array in an object store (``s3://``, ``gs://``, ``az://``, ``http(s)://``, ``memory://``). An
         array is a NumPy array or memory map, a torch tensor, a ``zarr.Array``, a Dask array, or anything that
         ``numpy.asarray`` makes an array of. A list of paths, sources or two-dimensional arrays is one data set, in that
         order; any other list (``[[1, 2], [3, 4]]``) is an array.
+
+    cache : Cache, optional
+        A local folder of bounded size that keeps what is read from object stores, from the first object on.
 
     Raises
     ------
@@ -44,7 +49,7 @@ def open_source(data: Any) -> Source:
     if isinstance(data, Source):
         return data
     if isinstance(data, (str, os.PathLike)):
-        return open_path(os.fsdecode(data))
+        return open_path(os.fsdecode(data), cache)
     if isinstance(data, zarr.Array):
         return ZarrSource(data)
     if isinstance(data, zarr.Group):
@@ -54,7 +59,7 @@ def open_source(data: Any) -> Source:
 
         return DaskSource(data)
     if isinstance(data, (list, tuple)) and (not data or any(_is_part(item) for item in data)):
-        return ConcatSource([open_source(item) for item in data])
+        return ConcatSource([open_source(item, cache) for item in data])
     return _open_array(data)
 
 

@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import as_rows, opaque
-from streamgmm.io.sources.base import STORED_DTYPES, Rows, Source, check_shape
+from streamgmm.io.sources.base import STORED_DTYPES, Recipe, Rows, Source, check_shape
+
+TRAVELLING_BYTES = 64 << 20
+"""Arrays of at most this are sent to other processes; larger ones are theirs to read."""
 
 
 class ArraySource(Source):
@@ -19,6 +22,10 @@ class ArraySource(Source):
         self.shape = check_shape(name, array.shape)
         self._array: np.ndarray = _as_numpy(array)
         self.dtype = stored_dtype(name, self._array.dtype)
+
+    def recipe(self) -> Recipe:
+        small = self._array.nbytes <= TRAVELLING_BYTES
+        return Recipe(ArraySource, (np.asarray(self._array), self.name)) if small else super().recipe()
 
     def view(self, start: int, stop: int) -> Rows | None:
         rows = self._array[start:stop]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamgmm.errors import DataError
+from streamgmm.errors import DataError, RequestError
 from streamgmm.io.bfloat16 import BFLOAT16, Rows, type_name
 from streamgmm.io.plan import Extent, forget
 from streamgmm.transforms import Transformation
@@ -30,6 +32,18 @@ GATHER_RUN_BYTES = 4 << 20
 """of at most this."""
 
 
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to open a source: what travels to other processes in its place, which then read the rows themselves."""
+
+    opener: Callable[..., Source]
+    arguments: tuple[Any, ...]
+
+    def open(self) -> Source:
+        """The source; raises as `open_source`."""
+        return self.opener(*self.arguments)
+
+
 class Source(ABC):
     """N rows of D features that can be read again and again, in any order, from several threads.
 
@@ -44,12 +58,15 @@ class Source(ABC):
     read_granule : int
         Rows that storage reads at least at once (the rows of a compressed chunk); 1 where any row can be read alone.
     read_path : str
-        How rows reach the caller: ``extents`` (bytes of a file read straight into place), ``decode`` (through a codec,
-        a conversion or a task graph) or ``memory`` (copied from an array).
+        How rows reach the caller: ``extents`` (bytes of a file read straight into place), ``objects`` (ranges of
+        objects in a store, likewise), ``decode`` (through a codec, a conversion or a task graph) or ``memory`` (copied
+        from an array).
     slow_because : str
         Why rows are decoded, in a few words; empty where they are not.
     transformation : Transformation or None
         What was done to raw vectors to make these rows; None where that is not known, or they are raw.
+    opened_by : Recipe or None
+        How another process opens the same rows; None where only this one has them.
     """
 
     name: str
@@ -59,6 +76,21 @@ class Source(ABC):
     read_path: str = "memory"
     slow_because: str = ""
     transformation: Transformation | None = None
+    opened_by: Recipe | None = None
+
+    def recipe(self) -> Recipe:
+        """How another process opens it.
+
+        Raises
+        ------
+        RequestError
+            It cannot.
+        """
+        if self.opened_by is None:
+            raise RequestError(
+                f"{self.name}: is in the memory of this process, where no other can read it; save it and give its path"
+            )
+        return self.opened_by
 
     @abstractmethod
     def read_into(self, start: int, stop: int, out: Rows) -> None:
@@ -146,7 +178,7 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """SHA-256 over shape, dtype, the parts' sizes and a few rows spread over the data.
 
-        Equal data gives equal fingerprints wherever it lies.
+        Equal data gives equal fingerprints wherever it lies; in an object store, its objects' versions count too.
         """
         n = self.shape[0]
         spread = np.unique(np.linspace(0, n - 1, FINGERPRINT_ROWS).astype(np.int64))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import type_name
 from streamgmm.io.plan import Extent
-from streamgmm.io.sources.base import Rows, Source
+from streamgmm.io.sources.base import Recipe, Rows, Source
 
 
 class ConcatSource(Source):
@@ -52,8 +52,11 @@ class ConcatSource(Source):
         self.dtype = first.dtype
         self.read_granule = max(part.read_granule for part in sources)
         paths = {part.read_path for part in sources}
-        self.read_path = next(path for path in ("decode", "extents", "memory") if path in paths)
+        self.read_path = next(path for path in ("decode", "objects", "extents", "memory") if path in paths)
         self.slow_because = next((part.slow_because for part in sources if part.slow_because), "")
+
+    def recipe(self) -> Recipe:
+        return self.opened_by or Recipe(_concatenated, tuple(part.recipe() for part in self._parts))
 
     def read_into(self, start: int, stop: int, out: Rows) -> None:
         for part, offset, first, last in self._overlapping(start, stop):
@@ -106,6 +109,10 @@ class ConcatSource(Source):
             part, offset = self._parts[index], self._starts[index]
             yield part, offset, max(start, offset), min(stop, offset + part.shape[0])
             index += 1
+
+
+def _concatenated(*parts: Recipe) -> ConcatSource:
+    return ConcatSource([part.open() for part in parts])
 
 
 def _prepared(source: Source) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from streamgmm.errors import DataError
-from streamgmm.io.sources.base import Source
+from streamgmm.io.objects.cache import Cache
+from streamgmm.io.objects.urls import scheme_of
+from streamgmm.io.sources.base import Recipe, Source
 from streamgmm.io.sources.concat import ConcatSource
 from streamgmm.io.sources.fbin import DTYPES as FBIN_DTYPES
 from streamgmm.io.sources.fbin import FbinSource
@@ -26,8 +28,8 @@ ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 Opener: TypeAlias = Callable[[str, str | None], Source]
 
 
-def open_path(path: str) -> Source:
-    """The rows that ``path`` names.
+def open_path(path: str, cache: Cache | None = None) -> Source:
+    """The rows that ``path`` names; of an object store, kept in ``cache`` as far as there is room.
 
     Raises
     ------
@@ -36,6 +38,17 @@ def open_path(path: str) -> Source:
     RequestError
         The library that its format needs is not installed.
     """
+    if scheme_of(path):
+        remote = ZarrSource(path, cache)
+        remote.opened_by = Recipe(open_path, (path, cache))
+        return remote
+    source = _open(path)
+    # From the root: another process may work in another folder.
+    source.opened_by = Recipe(open_path, (str(Path(path).absolute()),))
+    return source
+
+
+def _open(path: str) -> Source:
     try:
         target, member = _divide(path)
         is_folder = Path(target).is_dir()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from streamgmm.errors import DataError
 from streamgmm.io.plan import Extent
 from streamgmm.io.sources.base import Rows, Source, check_shape
-from streamgmm.io.sources.extents import ReadFile
 from streamgmm.io.sources.raw import RawFile, typed_by_suffix
 
 DTYPES: dict[str, np.dtype[np.generic]] = {".fvecs": np.dtype(np.float32), ".bvecs": np.dtype(np.uint8)}
@@ -24,6 +24,9 @@ MAX_FEATURES = 1 << 24
 
 SCRATCH_BYTES = 1 << 20
 """Records read at once, to be stripped of their counts while a cache holds them."""
+
+
+ReadFile: TypeAlias = Callable[[RawFile, int, np.ndarray], str | None]
 
 
 class VecsSource(Source):
@@ -74,7 +77,9 @@ class VecsSource(Source):
     def close(self) -> None:
         self._file.close()
 
-    def _strip(self, start: int, stop: int, out: Rows, read: ReadFile) -> str | None:
+    def _strip(
+        self, start: int, stop: int, out: Rows, read: Callable[[RawFile, int, np.ndarray], str | None]
+    ) -> str | None:
         size, features, word = self._record.itemsize, self.shape[1], None
         step = max(1, SCRATCH_BYTES // size)
         scratch: np.ndarray = np.empty(min(step, stop - start), dtype=self._record)

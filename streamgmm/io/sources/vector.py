@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from streamgmm.io.sources import open_source
-from streamgmm.io.sources.base import Source
+from streamgmm.io.sources.base import Recipe, Source
 from streamgmm.io.sources.npy import NpySource
 
 
@@ -23,7 +24,11 @@ class NpyVector(NpySource):
 def open_vector(data: Any) -> Source:
     """``data`` (N,) or (N, 1), an array or whatever `open_source` opens. Raises as `open_source`."""
     if isinstance(data, (str, os.PathLike)):
-        return NpyVector(data) if os.fspath(data).endswith(".npy") else open_source(data)
+        if not os.fspath(data).endswith(".npy"):
+            return open_source(data)
+        vector = NpyVector(data)
+        vector.opened_by = Recipe(open_vector, (str(Path(data).absolute()),))
+        return vector
     if isinstance(data, Source):
         return data
     if len(getattr(data, "shape", (0, 0))) == 2:

@@ -14,12 +14,16 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.core.buffer.cpu import NDBuffer, buffer_prototype
+from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from streamgmm.errors import DataError
+from streamgmm.errors import DataError, RequestError
+from streamgmm.io.objects.cache import Cache
+from streamgmm.io.objects.store import RemoteStore
+from streamgmm.io.objects.urls import open_store, scheme_of
 from streamgmm.io.plan import Extent
 from streamgmm.io.sources.array import stored_dtype
-from streamgmm.io.sources.base import Rows, check_shape
+from streamgmm.io.sources.base import Recipe, Rows, check_shape
 from streamgmm.io.sources.extents import ExtentSource, Placement
 from streamgmm.io.sources.raw import RawFile, unreadable
 from streamgmm.io.sources.wording import reason_of
@@ -44,11 +48,11 @@ ARRAYS_LISTED = 8
 
 
 class ZarrSource(ExtentSource):
-    """Rows of a two-dimensional Zarr array.
+    """Rows of a two-dimensional Zarr array, in a folder, in an object store, or wherever zarr finds it.
 
-    Chunks that hold whole rows as they are, in a local folder, with or without a CRC-32C, in shards or not, are read
-    straight into place; all others are decoded, by zarrs where it is installed and faster (shards), else by
-    zarr-python.
+    Chunks that hold whole rows as they are, in a local folder or an object store, with or without a CRC-32C, in shards
+    or not, are read straight into place; all others are decoded, by zarrs where it is installed and faster (local
+    shards), else by zarr-python.
 
     Every chunk or shard must exist: Zarr reads what is missing as its fill value, so data that was lost looks like
     zeros. Keys are compared with one listing of the store when it is opened, the chunks inside a shard when it is
@@ -61,8 +65,12 @@ class ZarrSource(ExtentSource):
         out of the folder.
     """
 
-    def __init__(self, data: str | os.PathLike[str] | ZarrArray) -> None:
-        self.name, strict, self._array = _reopen(data) if isinstance(data, zarr.Array) else _open_path(data)
+    _objects: object = None
+
+    def __init__(self, data: str | os.PathLike[str] | ZarrArray, cache: Cache | None = None) -> None:
+        self.name, strict, self._array = _reopen(data) if isinstance(data, zarr.Array) else _open_path(data, cache)
+        if isinstance(data, zarr.Array) and isinstance(strict.inner, LocalStore):
+            self.opened_by = Recipe(ZarrSource, (str(Path(self.name).absolute()),))
         strict.whole_blosc = is_blosc(self._array)
         self._store = strict.inner
         self.dtype = stored_dtype(self.name, np.dtype(self._array.dtype))
@@ -71,6 +79,9 @@ class ZarrSource(ExtentSource):
         _refuse_pickle(self.name, self._array)
         try:
             codec = sharding(self._array)
+            if isinstance(self._store, RemoteStore):
+                prefix = f"{self._array.path}/" if self._array.path else ""
+                self._objects = self._store.survey(prefix)
             count, missing = find_missing_pieces(self._array, self._store)
         except DamagedStoreError as error:
             raise DataError(f"{self.name}: {error}") from error
@@ -85,8 +96,10 @@ class ZarrSource(ExtentSource):
         self._index = None if codec is None else ShardIndex.of(self._array, codec)
         self._extents: ZarrExtents | None = None
         self.slow_because = why_decoded(self._array, self._store, codec)
-        if isinstance(self._store, LocalStore) and not self.slow_because:
+        if isinstance(self._store, (LocalStore, RemoteStore)) and not self.slow_because:
             self._extents = ZarrExtents(self._array, self._store, codec)
+            if isinstance(self._store, RemoteStore):
+                self.read_path = "objects"
             self.read_granule = int(self._array.chunks[0]) if self._extents.checked else 1
             return
         self.read_path = "decode"
@@ -118,9 +131,14 @@ class ZarrSource(ExtentSource):
                         file = RawFile(Path(self._store.root, piece_key(self._array, i, j)))
                         yield file.extent(0, file.size)
 
+    def identity(self) -> object:
+        return None if self._objects is None else {"objects": self._objects}
+
     def close(self) -> None:
         if self._extents is not None:
             self._extents.close()
+        if isinstance(self._store, RemoteStore):
+            self._store.close()
 
     def decode_into(self, start: int, stop: int, out: Rows) -> None:
         if self._index is not None:
@@ -154,8 +172,12 @@ class ZarrSource(ExtentSource):
             known = isinstance(cause, (DamagedStoreError, DataError))
             raise DataError(
                 f"{self.name}: rows {first} to {last - 1} cannot be read: {reason_of(cause)}"
-                + ("" if known else "; restore it or write it again")
+                + ("" if known else f" ({self._piece_of(first)}); restore it or write it again")
             ) from error
+
+    def _piece_of(self, row: int) -> str:
+        """The key of the first piece that holds ``row``."""
+        return piece_key(self._array, row // piece_shape(self._array)[0], 0)
 
     def _narrow(self, start: int, stop: int, error: Exception) -> tuple[int, int, Exception]:
         """The stored chunk within rows [start, stop) that cannot be read, and why."""
@@ -184,19 +206,24 @@ def group_refused(name: str, group: zarr.Group) -> DataError:
     )
 
 
-def _open_path(path: str | os.PathLike[str]) -> tuple[str, StrictStore, ZarrArray]:
-    """A folder as (name, the store itself, the array seen through a strict view of it)."""
+def _open_path(path: str | os.PathLike[str], cache: Cache | None) -> tuple[str, StrictStore, ZarrArray]:
+    """A folder or an address as (name, the store itself, the array seen through a strict view of it)."""
     name = os.fspath(path)
     try:
-        Path(name).stat()
-        strict = StrictStore(LocalStore(name, read_only=True))
+        if scheme_of(name):
+            strict = StrictStore(RemoteStore(open_store(name), name, cache))
+        else:
+            Path(name).stat()
+            strict = StrictStore(LocalStore(name, read_only=True))
         node = zarr.open(strict, mode="r")
     except FileNotFoundError as error:
-        if Path(name).exists():
+        if scheme_of(name) or Path(name).exists():
             raise DataError(f"{name}: holds no zarr.json or .zarray; give the folder of a Zarr array") from error
         raise unreadable(name, error) from error
     except OSError as error:
         raise unreadable(name, error) from error
+    except RequestError:
+        raise
     # Damaged metadata surfaces as JSONDecodeError, KeyError, TypeError, …, whichever field is read first.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -244,9 +271,15 @@ def _transformation(name: str, array: ZarrArray, store: Store) -> Transformation
         The file that holds it is missing, damaged, or another array's.
     """
     about = array.attrs.get("streamgmm")
-    if not isinstance(about, dict) or "digest" not in about or not isinstance(store, LocalStore):
+    if not isinstance(about, dict) or "digest" not in about or not isinstance(store, (LocalStore, RemoteStore)):
         return None
-    transformation = Transformation.load(Path(store.root, array.path, FILE))
+    if isinstance(store, LocalStore):
+        transformation = Transformation.load(Path(store.root, array.path, FILE))
+    else:
+        raw = sync(store.get(f"{array.path}/{FILE}" if array.path else FILE, buffer_prototype))
+        if raw is None:
+            raise DataError(f"{name}: lacks its {FILE}; restore it, or prepare the rows again")
+        transformation = Transformation.parse(f"{name}/{FILE}", raw.to_bytes())
     if transformation.digest != about["digest"]:
         raise DataError(f"{name}: its {FILE} is another array's; restore it, or prepare the rows again")
     return transformation

@@ -13,8 +13,9 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import LocalStore
 
 from streamgmm.errors import DataError
+from streamgmm.io.objects.store import RemoteFile, RemoteStore
 from streamgmm.io.sources.base import STORED_DTYPES
-from streamgmm.io.sources.extents import CHECKSUM_BYTES, Placement
+from streamgmm.io.sources.extents import CHECKSUM_BYTES, ByteFile, Placement
 from streamgmm.io.sources.raw import RawFile
 from streamgmm.io.sources.zarr_store import (
     MISSING_REMEDY,
@@ -34,12 +35,18 @@ PIECES_OPEN = 64
 class _Piece:
     """A shard, or a chunk where there are no shards, open for reading."""
 
-    file: RawFile
+    file: ByteFile
     offsets: list[int]
 
 
 class ZarrExtents:
     """Where the rows of an array lie, for one of which `why_decoded` says nothing.
+
+    Parameters
+    ----------
+    array : ZarrArray
+    store : LocalStore or RemoteStore
+    codec : ShardingCodec or None
 
     Attributes
     ----------
@@ -47,8 +54,8 @@ class ZarrExtents:
         Whether every chunk has a checksum.
     """
 
-    def __init__(self, array: ZarrArray, store: LocalStore, codec: ShardingCodec | None) -> None:
-        self._array, self._root = array, store.root
+    def __init__(self, array: ZarrArray, store: LocalStore | RemoteStore, codec: ShardingCodec | None) -> None:
+        self._array, self._store = array, store
         self._index = None if codec is None else ShardIndex.of(array, codec)
         inner = codec.codecs if codec is not None else getattr(array.metadata, "codecs", ())
         self.checked = any(isinstance(step, Crc32cCodec) for step in inner)
@@ -89,12 +96,7 @@ class ZarrExtents:
 
     def _open(self, i: int) -> _Piece:
         key = piece_key(self._array, i, 0)
-        try:
-            file = RawFile(Path(self._root, key))
-        except DataError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise DamagedStoreError(f"{key} is missing; {MISSING_REMEDY}") from error
-            raise
+        file = self._open_file(key)
         if self._index is None:
             self._check_length(key, "", file.size)
             return _Piece(file, [0])
@@ -108,6 +110,16 @@ class ZarrExtents:
             self._check_length(key, f"inner chunk ({odd[0]}, 0) of ", int(table[odd[0], 1]))
         return _Piece(file, table[:, 0].tolist())
 
+    def _open_file(self, key: str) -> ByteFile:
+        try:
+            if isinstance(self._store, RemoteStore):
+                return RemoteFile(self._store, key)
+            return RawFile(Path(self._store.root, key))
+        except (DataError, FileNotFoundError) as error:
+            if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
+                raise DamagedStoreError(f"{key} is missing; {MISSING_REMEDY}") from error
+            raise
+
     def _check_length(self, key: str, what: str, found: int) -> None:
         if found != self._stored_bytes:
             state = "truncated" if found < self._stored_bytes else "damaged"
@@ -118,7 +130,7 @@ class ZarrExtents:
 
 def why_decoded(array: ZarrArray, store: Store, codec: ShardingCodec | None) -> str:
     """Why the chunks of ``array`` are not rows as they are; empty where they are."""
-    if not isinstance(store, LocalStore):
+    if not isinstance(store, (LocalStore, RemoteStore)):
         return "it is in no local folder"
     if array.chunks[1] != array.shape[1]:
         return f"its chunks hold {array.chunks[1]} of {array.shape[1]} features"

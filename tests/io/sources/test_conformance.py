@@ -76,7 +76,7 @@ def test_stored_bytes_are_those_of_the_files(case: tuple[Source, np.ndarray, Fac
     # What rows share belongs to one call alone, so the parts of a scan add up to the whole.
     parts = [extent for start in range(0, 50, 10) for extent in source.stored(start, start + 10)]
     assert sum(extent.length for extent in parts) == source.stored_bytes
-    if factory.read_path == "memory" or factory.name in ("dask", "zarr_memory"):
+    if factory.read_path in ("memory", "objects") or factory.name in ("dask", "zarr_memory"):
         assert source.stored_bytes == 0
     elif factory.read_path == "extents":
         assert source.stored_bytes in (rows.nbytes, rows.nbytes + 4 * len(rows))

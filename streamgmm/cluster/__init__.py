@@ -1,0 +1,1 @@
+"""Dask's workers as the processes of a fit; and reaching a Dask scheduler at all."""
