@@ -38,7 +38,7 @@ from streamgmm.recorder import Progress, Recorder
 from streamgmm.request import FitRequest, identity_of, not_stepwise, validate
 from streamgmm.result import FitResult, FittedModel, best_model
 from streamgmm.run import RunFolder
-from streamgmm.seeding import Sample, draw_sample, first_centres, first_mixture, sample_size
+from streamgmm.seeding import Sample, draw_sample, first_centres, first_mixture
 from streamgmm.sharing import spread
 from streamgmm.state import TrainingState, best_of
 from streamgmm.steps.candidate import Candidate, Step
@@ -169,16 +169,18 @@ def _plan(source: Source, request: FitRequest, device: torch.device, workers: in
     growth = 0
     if request.algorithm != "em" and not not_stepwise(request):
         smaller, pool = (*smaller, first_size(request.sizes[0])), pool + WATCHED_ROWS
-        growth = _growth_bytes(source, request.sizes[0], workers)
+        growth = run_bytes(source) + split_bytes(request.sampled(source.shape), source.shape[1], workers)
     return plan_fit(
-        source, candidates, device, wishes, smaller=problems(smaller), hard=request.hard, pool=pool, growth=growth
+        source,
+        candidates,
+        device,
+        wishes,
+        smaller=problems(smaller),
+        hard=request.hard,
+        pool=pool,
+        growth=growth,
+        sampled=request.sample_rows and request.sampled(source.shape),
     )
-
-
-def _growth_bytes(source: Source, n_components: int, workers: int) -> int:
-    """What pass 0 of a stepwise run takes besides the sample."""
-    n, d = source.shape
-    return run_bytes(source) + split_bytes(sample_size(n, d, n_components), d, workers)
 
 
 def _pool_rows(source: Source, request: FitRequest) -> int:
@@ -198,12 +200,14 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
     progress.stage("sampling")
     weighting = _weighting(request)
     judged = rows_to_judge_order(request, source) if loaded is None else np.empty(0, dtype=np.int64)
-    sample = draw_sample(source, max(request.sizes), request.seed, weighting, judged)
+    size = request.sampled(source.shape)
+    sample = draw_sample(source, max(request.sizes), request.seed, weighting, judged, size)
     if sample.weights is not None:
         weighting = replace(weighting, scale=power_of_two_near(sample.weights))
     check_rows = check_sample(torch.from_numpy(sample.rows)).to(device)
     pool = sample.rows[: _pool_rows(source, request)].copy()
     course = _course(job, sample, judged) if loaded is None else loaded[0].course
+    sample = replace(sample, beside=sample.beside[:0])  # all that is held from here on was asked for
     if course.why:
         progress.note(course.why)
     if loaded is None:

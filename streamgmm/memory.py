@@ -75,11 +75,13 @@ def plan_fit(
     hard: bool = False,
     pool: int = 0,
     growth: int = 0,
+    sampled: int | None = None,
 ) -> MemoryPlan:
     """The largest useful chunk with which a fit of a model of each of ``problems`` keeps to its limit.
 
     On its way a model may be one of the ``smaller`` problems; ``pool`` rows of the sample are kept. Where a model is
-    grown on the sample, that takes ``growth`` bytes besides the sample and what a kernel needs.
+    grown on the sample, that takes ``growth`` bytes besides the sample and what a kernel needs. The sample has
+    ``sampled`` rows, where that is not for `sample_size` to say.
 
     Raises
     ------
@@ -91,7 +93,7 @@ def plan_fit(
     precisions = available_precisions(largest, device, hard)
     kernels = [select_kernel(largest, p, device, wishes.workers, hard) for p in precisions]
     row_bytes = d * source.dtype.itemsize
-    sample = sample_size(n, d, largest.n_components)
+    sample = sampled or sample_size(n, d, largest.n_components)
     sampled_bytes = d * value_dtype(source.dtype).itemsize
     seeding = sample * sampled_bytes + seeding_bytes(largest, sample, wishes.workers)
     resident = sum(statistics_bytes(problem) for problem in problems) * (_OPEN_NODES + _UPDATE_COPIES)
@@ -106,7 +108,8 @@ def plan_fit(
         growing = 2 * sample * sampled_bytes + scratch + growth if growth else 0
         return max(streaming + kept, seeding, growing) + resident + _RUNTIME_BYTES[device.type]
 
-    return _largest(source, largest, device, wishes, granule, row_bytes, needed)
+    fewer = "" if sampled is None else f", fewer sample rows (sample_rows, {sampled})"
+    return _largest(source, largest, device, wishes, granule, row_bytes, needed, fewer)
 
 
 def plan_inference(
@@ -151,6 +154,7 @@ def _largest(
     granule: int,
     row_bytes: int,
     needed: Callable[[int, int], int],
+    fewer: str = "",
 ) -> MemoryPlan:
     """The wished chunk and threads, made smaller until ``needed`` keeps to the limit: decoders first, then chunks."""
     # A stored chunk that is cut is decoded once for each piece.
@@ -168,7 +172,7 @@ def _largest(
         raise RequestError(
             f"memory limit {format_bytes(limit)} is too small for {problem.n_components} {problem.covariance_type} "
             f"components of {problem.n_features} features: at least {least} MiB is needed; raise --memory "
-            "(memory_limit) or use fewer components"
+            f"(memory_limit){fewer} or use fewer components"
         )
     return MemoryPlan(rows, threads, needed(rows, threads), limit, granule)
 

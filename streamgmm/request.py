@@ -14,7 +14,7 @@ from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS
 from streamgmm.mixture import COVARIANCE_TYPES, covariance_shape
 from streamgmm.passes import STEPWISE_PASSES
-from streamgmm.seeding import INIT_METHODS, Start
+from streamgmm.seeding import INIT_METHODS, Start, sample_size
 from streamgmm.steps.collapse import POLICIES
 
 _FORMAT = 1
@@ -49,6 +49,9 @@ class FitRequest:
     algorithm : {'em', 'stepwise', 'auto'}
         ``stepwise`` grows the mixture on the sample and then updates it fifty times a pass; `algorithm` has the choice
         that ``auto`` makes. Without ``max_passes`` it ends after four passes of training.
+    sample_rows : int or None
+        Of the sample that the first mixture is made from; None leaves it to `seeding.sample_size`, a function of the
+        data's shape and K. It is asked for, and not taken from the memory there is: that must not change a result.
     criterion : {'auto', 'bic', 'aic', 'held_out'}
         By which the best of several sizes is chosen; ``auto`` is ``held_out`` where rows are held out, else ``bic``.
     """
@@ -79,12 +82,18 @@ class FitRequest:
     split_to: int | None = None
     criterion: str = "auto"
     algorithm: str = "em"
+    sample_rows: int | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The numbers of components asked for."""
         given = self.n_components
         return tuple(int(k) for k in given) if isinstance(given, Sequence) else (int(given),)
+
+    def sampled(self, shape: tuple[int, int]) -> int:
+        """Rows of the sample drawn from data of ``shape`` (N, D)."""
+        n, d = shape
+        return min(n, self.sample_rows or sample_size(n, d, max(self.sizes)))
 
     @property
     def hard(self) -> bool:
@@ -136,6 +145,11 @@ def validate(request: FitRequest, source: Source) -> None:
         raise RequestError(f"reg_covar must be at least 0 and finite; got {request.reg_covar}")
     if request.chunk_rows is not None and request.chunk_rows < 1:
         raise RequestError(f"chunk_rows must be at least 1; got {request.chunk_rows}")
+    if request.sample_rows is not None and request.sample_rows < max(request.sizes):
+        raise RequestError(
+            f"sample_rows must be at least n_components, {max(request.sizes)}; got {request.sample_rows}; "
+            "a hundred a component are a good start"
+        )
     if len(request.sizes) > 1 and any(value is not None for value in vars(request.start).values()):
         raise RequestError("starting parameters belong to one number of components; give a single n_components")
     k = request.sizes[0]
@@ -198,7 +212,7 @@ def identity_of(request: FitRequest, source: Source, device: torch.device) -> di
         for name, value in asdict(request.start).items()
     }
     # Later settings are named only where they differ from what runs did before there were any.
-    later = ("model", "holdout", "nonfinite", "collapse", "split_to", "algorithm")
+    later = ("model", "holdout", "nonfinite", "collapse", "split_to", "algorithm", "sample_rows")
     extra = {name: getattr(request, name) for name in later if getattr(request, name) != getattr(FitRequest, name)}
     if request.weights is not None:
         extra["weights"] = request.weights.fingerprint

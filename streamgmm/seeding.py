@@ -109,10 +109,12 @@ def draw_sample(
     seed: int,
     weighting: Weighting | None = None,
     beside: NDArray[np.int64] = _NO_ROWS,
+    size: int | None = None,
 ) -> Sample:
     """The seeding sample; held-out rows, weightless ones, and skipped ones are not in it.
 
-    The rows at sorted, distinct ``beside`` are gathered with it, so that no row is read twice.
+    The rows at sorted, distinct ``beside`` are gathered with it, so that no row is read twice. It is drawn as ``size``
+    rows, at most all; `sample_size` where that is not given.
 
     Raises
     ------
@@ -122,7 +124,7 @@ def draw_sample(
     weighting = weighting or Weighting()
     n, d = source.shape
     rng = np.random.default_rng([seed, 0])
-    indices = uniform_rows(n, sample_size(n, d, n_components), rng)
+    indices = uniform_rows(n, min(n, size or sample_size(n, d, n_components)), rng)
     weights = weighting.of_rows(indices)
     wanted = np.union1d(indices, beside) if len(beside) else indices
     gathered, rows_read = source.gather(wanted)

@@ -212,6 +212,16 @@ def test_out_of_device_memory_takes_smaller_chunks_and_the_same_bits(undisturbed
     assert result.mixture.digest == undisturbed["diag"].mixture.digest
 
 
+def test_the_size_of_the_sample_is_part_of_the_run_and_memory_is_not(undisturbed, tmp_path):
+    asked = request(sample_rows=14_000)
+    result = fit(ArraySource(ROWS), asked, tmp_path / "run")
+    assert result.mixture.digest != undisturbed["diag"].mixture.digest
+    bounded = fit(ArraySource(ROWS), replace(asked, memory_limit=128 << 20, chunk_rows=1024))
+    assert bounded.mixture.digest == result.mixture.digest
+    with pytest.raises(RequestError, match="sample_rows was 14000 and is now None"):
+        fit(ArraySource(ROWS), request(), tmp_path / "run")
+
+
 # --- orders that matter
 
 

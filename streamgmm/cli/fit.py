@@ -77,6 +77,11 @@ class Sizes(click.ParamType[tuple[int, ...]]):
     metavar="METHOD",
     help=f"{', '.join(INIT_METHODS)}, or an .npy file of means (K, D).",
 )
+@click.option(
+    "--sample-rows",
+    type=click.IntRange(1),
+    help="Rows of the sample that pass 0 keeps in memory.  [default: by N, D and K, mostly 32768]",
+)
 @click.option("--weights", metavar="FILE", help="Sample weights, an .npy file of N numbers.")
 @click.option("--holdout", type=float, default=0.0, metavar="F", help="Fraction of the rows to score instead of fit.")
 @click.option(
@@ -119,6 +124,7 @@ def fit(
     seed: int,
     n_init: int,
     init: str,
+    sample_rows: int | None,
     weights: str | None,
     holdout: float,
     criterion: str,
@@ -166,6 +172,7 @@ def fit(
             collapse=collapse,
             split_to=split_to,
             algorithm=algorithm,
+            sample_rows=sample_rows,
         )
         if output is None and not as_json and world.leads:
             click.echo("no --output was named: the result is printed, and nothing is saved")

@@ -118,6 +118,7 @@ def test_growing_and_collapsing(call, here):
         (("-k", "3", "--model", "kmeans", "--covariance", "full"), ("spherical", "'full'")),
         (("-k", "3", "--model", "kmeans", "--split-to", "8"), ("split_to",)),
         (("-k", "3", "--split-to", "2"), ("split_to", "got 2")),
+        (("-k", "30", "--sample-rows", "29"), ("sample_rows", "at least n_components, 30", "got 29")),
     ],
 )
 def test_what_cannot_be_met_is_refused(refused, here, options, told):

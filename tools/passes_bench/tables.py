@@ -15,7 +15,7 @@ def tables(runs: list[Run], baseline: str) -> str:
     """A table of differences from ``baseline``, a row a problem, and how often each method reached it."""
     problems: dict[tuple[Any, ...], dict[str, Run]] = defaultdict(dict)
     for run in runs:
-        problems[(run["data"], run["n"], run["d"], run["covariance"], run["k"], run["seed"])][run["method"]] = run
+        problems[_problem(run)][run["method"]] = run
     problems = {key: found for key, found in sorted(problems.items()) if baseline in found}
     names = [name for name in dict.fromkeys(run["method"] for run in runs) if name != baseline]
     lines = [_row("data", "N", "D", "covariance", "K", "seed", baseline, *names), _row(*["---"] * (7 + len(names)))]
@@ -32,6 +32,22 @@ def tables(runs: list[Run], baseline: str) -> str:
         most = max(found[name]["passes"] for found in ran)
         lines.append(_row(name, f"{most:.0f}", reached, f"{gaps[0]:+.3f}", f"{gaps[len(gaps) // 2]:+.3f}"))
     return "\n".join(lines)
+
+
+def first_passes(runs: list[Run], method: str) -> list[Run]:
+    """Runs of ``method`` cut off where the others on the same problem ended: after as many passes."""
+    ends = {_problem(run): run["passes"] for run in runs if run["method"] != method}
+    cut = []
+    for run in runs:
+        if run["method"] == method and _problem(run) in ends:
+            kept = sum(rows <= ends[_problem(run)] + 1e-6 for rows in run["rows"])
+            some = {"passes": run["rows"][kept - 1], "rows": run["rows"][:kept], "curve": run["curve"][:kept]}
+            cut.append({**run, **some, "method": f"{method}, as many passes"})
+    return cut
+
+
+def _problem(run: Run) -> tuple[Any, ...]:
+    return tuple(run[name] for name in ("data", "n", "d", "covariance", "k", "seed"))
 
 
 def _row(*cells: object) -> str:
