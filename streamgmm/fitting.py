@@ -47,6 +47,7 @@ from streamgmm.steps.em import EMStep
 from streamgmm.steps.gain import split_bytes
 from streamgmm.steps.growth import SampleEM, first_size, grown
 from streamgmm.steps.kmeans import KMeansStep, with_centres
+from streamgmm.steps.squarem import MIXTURES_BEHIND, Squarem
 from streamgmm.steps.stepwise import Schedule, StepwiseStep
 from streamgmm.steps.watch import Watch
 from streamgmm.training import Lead, Training, TrainingSettings, train
@@ -179,6 +180,7 @@ def _plan(source: Source, request: FitRequest, device: torch.device, workers: in
         hard=request.hard,
         pool=pool,
         growth=growth,
+        behind=MIXTURES_BEHIND if request.accelerate == "squarem" else 0,
         sampled=request.sample_rows and request.sampled(source.shape),
     )
 
@@ -323,7 +325,8 @@ def _step(request: FitRequest, pool: np.ndarray, state: TrainingState) -> Step:
     repair = repair_policy(request.collapse, torch.from_numpy(pool), state.frame)
     if request.hard:
         return KMeansStep(request.tol, repair)
-    return EMStep(request.tol, request.reg_covar, repair, request.split_to or 0)
+    step = EMStep(request.tol, request.reg_covar, repair, request.split_to or 0)
+    return Squarem(step) if request.accelerate == "squarem" else step
 
 
 def _stepwise_step(request: FitRequest, course: Course, n_samples: int) -> StepwiseStep | None:
@@ -337,9 +340,7 @@ def _models(state: TrainingState, request: FitRequest, scale: float) -> tuple[Fi
     """The best start of each size; the candidates lie size by size."""
     starts = range(0, len(state.candidates), request.n_init)
     found = (best_of(state.candidates[first : first + request.n_init]) for first in starts)
-    return tuple(
-        FittedModel(c.mixture, c.lower_bounds, c.converged, c.n_rows / scale, hard=request.hard) for c in found
-    )
+    return tuple(FittedModel(c.result, c.lower_bounds, c.converged, c.n_rows / scale, hard=request.hard) for c in found)
 
 
 def _evaluated(

@@ -75,13 +75,14 @@ def plan_fit(
     hard: bool = False,
     pool: int = 0,
     growth: int = 0,
+    behind: int = 0,
     sampled: int | None = None,
 ) -> MemoryPlan:
     """The largest useful chunk with which a fit of a model of each of ``problems`` keeps to its limit.
 
     On its way a model may be one of the ``smaller`` problems; ``pool`` rows of the sample are kept. Where a model is
-    grown on the sample, that takes ``growth`` bytes besides the sample and what a kernel needs. The sample has
-    ``sampled`` rows, where that is not for `sample_size` to say.
+    grown on the sample, that takes ``growth`` bytes besides the sample and what a kernel needs. Of each ``behind`` more
+    mixtures are kept. The sample has ``sampled`` rows, where that is not for `sample_size` to say.
 
     Raises
     ------
@@ -96,7 +97,7 @@ def plan_fit(
     sample = sampled or sample_size(n, d, largest.n_components)
     sampled_bytes = d * value_dtype(source.dtype).itemsize
     seeding = sample * sampled_bytes + seeding_bytes(largest, sample, wishes.workers)
-    resident = sum(statistics_bytes(problem) for problem in problems) * (_OPEN_NODES + _UPDATE_COPIES)
+    resident = sum(statistics_bytes(problem) for problem in problems) * (_OPEN_NODES + _UPDATE_COPIES + behind)
     # Fewer components may mean larger granules, and every chunk is a whole number of every model's.
     granule = max(kernel.granule(problem) for kernel in kernels for problem in (*problems, *smaller))
 

@@ -49,6 +49,8 @@ class FitRequest:
     algorithm : {'em', 'stepwise', 'auto'}
         ``stepwise`` grows the mixture on the sample and then updates it fifty times a pass; `algorithm` has the choice
         that ``auto`` makes. Without ``max_passes`` it ends after four passes of training.
+    accelerate : {'none', 'squarem'}
+        Extrapolate full-batch EM after every second update; a step that does harm is undone (`steps.squarem`).
     sample_rows : int or None
         Of the sample that the first mixture is made from; None leaves it to `seeding.sample_size`, a function of the
         data's shape and K. It is asked for, and not taken from the memory there is: that must not change a result.
@@ -83,6 +85,7 @@ class FitRequest:
     criterion: str = "auto"
     algorithm: str = "em"
     sample_rows: int | None = None
+    accelerate: str = "none"
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -181,6 +184,7 @@ def not_stepwise(request: FitRequest) -> str:
 
 _CHOICES = {
     "algorithm": ("em", "stepwise", "auto"),
+    "accelerate": ("none", "squarem"),
     "model": ("gmm", "kmeans"),
     "nonfinite": ("raise", "skip"),
     "collapse": POLICIES,
@@ -201,6 +205,8 @@ def _validate_choices(request: FitRequest) -> None:
             raise RequestError("split_to grows one Gaussian mixture; give a single n_components and model='gmm'")
         if request.split_to < request.sizes[0]:
             raise RequestError(f"split_to must be at least n_components, {request.sizes[0]}; got {request.split_to}")
+    if request.hard and request.accelerate != "none":
+        raise RequestError(f"accelerate {request.accelerate!r} is for Gaussian mixtures; use model='gmm', or 'none'")
     if request.hard and request.covariance_type != "spherical":
         raise RequestError(f"model 'kmeans' is spherical; got covariance_type {request.covariance_type!r}")
 
@@ -212,7 +218,7 @@ def identity_of(request: FitRequest, source: Source, device: torch.device) -> di
         for name, value in asdict(request.start).items()
     }
     # Later settings are named only where they differ from what runs did before there were any.
-    later = ("model", "holdout", "nonfinite", "collapse", "split_to", "algorithm", "sample_rows")
+    later = ("model", "holdout", "nonfinite", "collapse", "split_to", "algorithm", "sample_rows", "accelerate")
     extra = {name: getattr(request, name) for name in later if getattr(request, name) != getattr(FitRequest, name)}
     if request.weights is not None:
         extra["weights"] = request.weights.fingerprint

@@ -106,10 +106,11 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     done = set(_done(arguments.output))
+    wanted = arguments.methods
     methods, baseline = (SORTED_METHODS, SORTED_BASELINE) if arguments.sorted else (METHODS, BASELINE)
     if arguments.product:
-        methods, baseline = product_runs.WAYS, product_runs.BASELINE
-    chosen = {name: methods[name] for name in methods if name == baseline or re.search(arguments.methods, name)}
+        methods, baseline, wanted = product_runs.WAYS, product_runs.BASELINE, wanted or product_runs.USUAL
+    chosen = {name: methods[name] for name in methods if name == baseline or re.search(wanted, name)}
     asked = product(map(int, arguments.k.split(",")), map(int, arguments.seeds.split(",")), arguments.data.split(","))
     for k, seed, name in asked:
         missing = [m for m in chosen if (name, k, seed, arguments.covariance, m) not in done]

@@ -78,6 +78,13 @@ class Sizes(click.ParamType[tuple[int, ...]]):
     help=f"{', '.join(INIT_METHODS)}, or an .npy file of means (K, D).",
 )
 @click.option(
+    "--accelerate",
+    type=click.Choice(["none", "squarem"]),
+    default="none",
+    show_default=True,
+    help="Extrapolate every second full-batch update; harm is undone.",
+)
+@click.option(
     "--sample-rows",
     type=click.IntRange(1),
     help="Rows of the sample that pass 0 keeps in memory.  [default: by N, D and K, mostly 32768]",
@@ -124,6 +131,7 @@ def fit(
     seed: int,
     n_init: int,
     init: str,
+    accelerate: str,
     sample_rows: int | None,
     weights: str | None,
     holdout: float,
@@ -173,6 +181,7 @@ def fit(
             split_to=split_to,
             algorithm=algorithm,
             sample_rows=sample_rows,
+            accelerate=accelerate,
         )
         if output is None and not as_json and world.leads:
             click.echo("no --output was named: the result is printed, and nothing is saved")

@@ -33,8 +33,17 @@ BASELINE = "em"
 WAYS: Mapping[str, Mapping[str, object]] = {
     BASELINE: {"algorithm": "em", "max_iter": 30},
     "stepwise": {"algorithm": "stepwise"},
+    "em, SQUAREM": {"algorithm": "em", "max_iter": 30, "accelerate": "squarem"},
+    "stepwise, 12 passes": {"algorithm": "stepwise", "max_passes": 12.0},
+    "stepwise, 12 passes, SQUAREM": {"algorithm": "stepwise", "max_passes": 12.0, "accelerate": "squarem"},
+    **{
+        f"stepwise, sample of {share:g}": {"algorithm": "stepwise", "share": share} for share in (0.025, 0.05, 0.2, 0.4)
+    },
 }
-"""What `FitRequest` is told besides data, size and seed."""
+"""What `FitRequest` is told besides data, size and seed; ``share`` is the sample's, of all rows."""
+
+USUAL = "^stepwise$"
+"""Beside the baseline, where nothing else is asked for."""
 
 
 class AfterEachPass(Progress):
@@ -56,6 +65,8 @@ def run(data: DataSet, n_components: int, seed: int, covariance_type: str, metho
     ``rows`` what had been read by then, in passes.
     """
     n, d = data.training.shape
+    told = dict(WAYS[method])
+    sampled = int(float(str(told.pop("share", BUDGET))) * n)
     asked = FitRequest(
         n_components,
         covariance_type,
@@ -63,13 +74,13 @@ def run(data: DataSet, n_components: int, seed: int, covariance_type: str, metho
         reg_covar=REG_COVAR,
         seed=seed,
         device=device,
-        sample_rows=int(BUDGET * n),
+        sample_rows=sampled,
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{data.name}.npy"
         np.save(path, data.training)
         watching, begun = AfterEachPass(), time.perf_counter()
-        result = fit(open_source(str(path)), replace(asked, **WAYS[method]), progress=watching)
+        result = fit(open_source(str(path)), replace(asked, **told), progress=watching)
         seconds = time.perf_counter() - begun
     settings = InferenceSettings(torch.device("cpu"), "high")
     held_out = open_source(data.held_out)
@@ -83,7 +94,7 @@ def run(data: DataSet, n_components: int, seed: int, covariance_type: str, metho
         "seed": seed,
         "covariance": covariance_type,
         "method": method,
-        "sample": int(BUDGET * n),
+        "sample": sampled,
         "passes": result.n_passes,
         "bytes_read": result.bytes_read,
         "seconds": round(seconds, 1),
