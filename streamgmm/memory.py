@@ -76,13 +76,15 @@ def plan_fit(
     pool: int = 0,
     growth: int = 0,
     behind: int = 0,
+    drawn: Problem | None = None,
     sampled: int | None = None,
 ) -> MemoryPlan:
     """The largest useful chunk with which a fit of a model of each of ``problems`` keeps to its limit.
 
     On its way a model may be one of the ``smaller`` problems; ``pool`` rows of the sample are kept. Where a model is
     grown on the sample, that takes ``growth`` bytes besides the sample and what a kernel needs. Of each ``behind`` more
-    mixtures are kept. The sample has ``sampled`` rows, where that is not for `sample_size` to say.
+    mixtures are kept. Passes before the first may find distances to the components of ``drawn``. The sample has
+    ``sampled`` rows, where that is not for `sample_size` to say.
 
     Raises
     ------
@@ -99,7 +101,8 @@ def plan_fit(
     seeding = sample * sampled_bytes + seeding_bytes(largest, sample, wishes.workers)
     resident = sum(statistics_bytes(problem) for problem in problems) * (_OPEN_NODES + _UPDATE_COPIES + behind)
     # Fewer components may mean larger granules, and every chunk is a whole number of every model's.
-    granule = max(kernel.granule(problem) for kernel in kernels for problem in (*problems, *smaller))
+    others = (*smaller, *([] if drawn is None else [drawn]))
+    granule = max(kernel.granule(problem) for kernel in kernels for problem in (*problems, *others))
 
     def needed(rows: int, threads: int) -> int:
         scratch = max(kernel.scratch_bytes(largest, min(rows, n), wishes.workers) for kernel in kernels)
@@ -107,7 +110,21 @@ def plan_fit(
         kept = (min(n, CHECK_ROWS) + min(n, pool)) * sampled_bytes
         # The sample is there twice while rows are being set apart from it.
         growing = 2 * sample * sampled_bytes + scratch + growth if growth else 0
-        return max(streaming + kept, seeding, growing) + resident + _RUNTIME_BYTES[device.type]
+        return max(streaming + kept, seeding, growing, drawing(rows, threads)) + resident + _RUNTIME_BYTES[device.type]
+
+    def drawing(rows: int, threads: int) -> int:
+        if drawn is None:
+            return 0
+        m = drawn.n_components
+        scratch = max(kernel.scratch_bytes(drawn, min(rows, n), wishes.workers) for kernel in kernels)
+        # Candidates in fp64: as they are, merged and sorted; as parameters; and then as points to choose among.
+        return (
+            _streaming(source, device, rows, threads)
+            + scratch
+            + sample * sampled_bytes
+            + 8 * 8 * m * d
+            + seeding_bytes(largest, m, wishes.workers)
+        )
 
     fewer = "" if sampled is None else f", fewer sample rows (sample_rows, {sampled})"
     return _largest(source, largest, device, wishes, granule, row_bytes, needed, fewer)

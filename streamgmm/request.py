@@ -14,7 +14,7 @@ from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS
 from streamgmm.mixture import COVARIANCE_TYPES, covariance_shape
 from streamgmm.passes import STEPWISE_PASSES
-from streamgmm.seeding import INIT_METHODS, Start, sample_size
+from streamgmm.seeding import INIT_METHODS, STREAMED, Start, sample_size
 from streamgmm.steps.collapse import POLICIES
 
 _FORMAT = 1
@@ -49,6 +49,8 @@ class FitRequest:
     algorithm : {'em', 'stepwise', 'auto'}
         ``stepwise`` grows the mixture on the sample and then updates it fifty times a pass; `algorithm` has the choice
         that ``auto`` makes. Without ``max_passes`` it ends after four passes of training.
+    init : {'kmeans', 'k-means++', 'random', 'random_from_data', 'k-means||'}
+        The last draws from every row, in three passes; the others from the sample.
     accelerate : {'none', 'squarem'}
         Extrapolate full-batch EM after every second update; a step that does harm is undone (`steps.squarem`).
     sample_rows : int or None
@@ -99,6 +101,11 @@ class FitRequest:
         return min(n, self.sample_rows or sample_size(n, d, max(self.sizes)))
 
     @property
+    def draws_seeds(self) -> bool:
+        """Whether the seeds come from passes over every row."""
+        return self.init == STREAMED and self.start.means is None
+
+    @property
     def hard(self) -> bool:
         return self.model == "kmeans"
 
@@ -136,8 +143,8 @@ def validate(request: FitRequest, source: Source) -> None:
         raise RequestError(
             f"covariance_type must be one of {', '.join(COVARIANCE_TYPES)}; got {request.covariance_type!r}"
         )
-    if request.init not in INIT_METHODS:
-        raise RequestError(f"init must be one of {', '.join(INIT_METHODS)}; got {request.init!r}")
+    if request.init not in (*INIT_METHODS, STREAMED):
+        raise RequestError(f"init must be one of {', '.join((*INIT_METHODS, STREAMED))}; got {request.init!r}")
     if request.precision not in ("auto", *PRECISIONS):
         raise RequestError(f"precision must be auto or one of {', '.join(PRECISIONS)}; got {request.precision!r}")
     least_values = {"tol": 0, "max_iter": 0, "max_passes": 0, "n_init": 1, "threads": 1, "checkpoint_every": 0}
@@ -179,6 +186,8 @@ def not_stepwise(request: FitRequest) -> str:
         return f"grows the mixture itself, not by split_to={request.split_to}; give n_components alone"
     if request.collapse == "drop":
         return "keeps every component, so it has no collapse='drop'; use another policy"
+    if request.init == STREAMED:
+        return f"grows the mixture from a few seeds, for which init={STREAMED!r} reads too much; use init='kmeans'"
     return ""
 
 

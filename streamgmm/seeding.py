@@ -24,6 +24,10 @@ from streamgmm.statistics import Statistics
 from streamgmm.weighting import Weighting
 
 INIT_METHODS = ("kmeans", "k-means++", "random", "random_from_data")
+"""From the sample alone."""
+
+STREAMED = "k-means||"
+"""From every row; see `kmeans_parallel`."""
 
 _SAMPLE_BYTES = 64 << 20
 _TILE_ROWS = 2048
@@ -229,6 +233,15 @@ def first_centres(
         return np.array(start.means, dtype=np.float64), variance
     centres = _centres(points, n_components, "random_from_data" if method == "random" else method, rng)
     return np.asarray(centres.double().cpu().numpy() / frame.scale + frame.shift), variance
+
+
+def centres_among(
+    rows: Tensor, counts: Tensor, frame: Frame, n_components: int, seed: list[int], workers: int
+) -> Float64Array:
+    """Means (K, D) in the data's units: k-means of ``rows`` (m, D) that count ``counts`` (m,), all positive."""
+    points = _Points(frame.apply(rows, torch.float32), workers, counts)
+    centres = _centres(points, n_components, "kmeans", np.random.default_rng(seed))
+    return np.asarray(centres.double().cpu().numpy() / frame.scale + frame.shift)
 
 
 def _centres(points: _Points, n_components: int, method: str, rng: np.random.Generator) -> Tensor:

@@ -19,7 +19,7 @@ from streamgmm.processes import join_world
 from streamgmm.progress import TerminalProgress
 from streamgmm.request import FitRequest
 from streamgmm.result import FitResult, comparison
-from streamgmm.seeding import INIT_METHODS, Start, check_finite
+from streamgmm.seeding import INIT_METHODS, STREAMED, Start, check_finite
 from streamgmm.steps.collapse import POLICIES
 from streamgmm.units import format_bytes
 from streamgmm.weighting import open_weights
@@ -75,7 +75,7 @@ class Sizes(click.ParamType[tuple[int, ...]]):
     default="kmeans",
     show_default=True,
     metavar="METHOD",
-    help=f"{', '.join(INIT_METHODS)}, or an .npy file of means (K, D).",
+    help=f"{', '.join(INIT_METHODS)}; {STREAMED}, three passes over every row; or an .npy file of means (K, D).",
 )
 @click.option(
     "--accelerate",
