@@ -27,8 +27,11 @@ _WINDOW_REGIONS = 128
 _FEWEST_STEPS = 10
 """Where fewer shuffled steps make a pass, full-batch EM is not much slower."""
 
-_ROWS_A_PARAMETER = 2
-"""Averages over fewer rows a parameter than 0.6 forget more than they learn; from 1 to 4 it makes no difference."""
+_WINDOW_ROWS_A_PARAMETER = 1
+"""Averages over fewer than 0.6 forget more than they learn; of 2 they learn too little where K is large."""
+
+_FEWEST_ROWS_A_PARAMETER = 2
+"""With fewer, ``auto`` leaves no row out of an update."""
 
 
 def rows_to_judge_order(request: FitRequest, source: Source) -> NDArray[np.int64]:
@@ -60,7 +63,7 @@ def course_of(request: FitRequest, source: Source, sample: Sample, judged: NDArr
         advice = "streamgmm prepare --shuffle would make it fit for stepwise EM"
         return Course(why=f"full-batch EM: the rows lie in an order that matters ({known}); {advice}")
     order = "the rows lie in no particular order" if exchangeable else "the rows' order matters, so it is shuffled"
-    window = _ROWS_A_PARAMETER * n_parameters(request.covariance_type, request.sizes[0], d)
+    window = _WINDOW_ROWS_A_PARAMETER * n_parameters(request.covariance_type, request.sizes[0], d)
     if not exchangeable:
         window = max(window, _WINDOW_REGIONS * rows)
     passes = stepwise_passes(request)
@@ -92,7 +95,7 @@ def _why_not(request: FitRequest, source: Source) -> str:
     if n < STEPS * FEWEST_STEP_ROWS:
         return f"{n} rows are too few to divide a pass over them, {STEPS * FEWEST_STEP_ROWS} would do"
     free = n_parameters(request.covariance_type, request.sizes[0], d)
-    if n <= _ROWS_A_PARAMETER * free:
+    if n <= _FEWEST_ROWS_A_PARAMETER * free:
         return f"{n} rows for {free} parameters: every update needs all of them"
     return ""
 
