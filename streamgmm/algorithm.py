@@ -10,10 +10,12 @@ from streamgmm.io.sources.base import Source
 from streamgmm.mixture import n_parameters
 from streamgmm.passes import REGION_UNIT, STEPS, STEPWISE_PASSES, Course, region_rows, regions
 from streamgmm.request import FitRequest, not_stepwise
-from streamgmm.seeding import Sample
+from streamgmm.seeding import Sample, sample_size
 
 FEWEST_STEP_ROWS = 1024
 """Below which ``auto`` does not divide a pass: so few rows are read in no time."""
+
+_LARGEST_SAMPLE_BYTES = 256 << 20
 
 _REGION_ROWS = 1024
 """At least, where regions are neighbours: several processes can then share a step, and kernels have whole tiles."""
@@ -32,6 +34,22 @@ _WINDOW_ROWS_A_PARAMETER = 1
 
 _FEWEST_ROWS_A_PARAMETER = 2
 """With fewer, ``auto`` leaves no row out of an update."""
+
+
+def sampled_rows(request: FitRequest, source: Source) -> int:
+    """Rows of the sample that pass 0 draws: those asked for, or else `sample_size`.
+
+    Where a mixture may be grown on them it is a row a parameter, if that is more and no more than a tenth of the data
+    and 256 MiB of float32: with a third of a row a parameter, growing fits the sample and not the data.
+    """
+    n, d = source.shape
+    if request.sample_rows is not None:
+        return min(n, request.sample_rows)
+    usual = sample_size(n, d, max(request.sizes))
+    if request.algorithm == "em" or (request.algorithm == "auto" and _why_not(request, source)):
+        return usual
+    free = n_parameters(request.covariance_type, request.sizes[0], d)
+    return max(usual, min(free, n // 10, _LARGEST_SAMPLE_BYTES // (4 * d)))
 
 
 def rows_to_judge_order(request: FitRequest, source: Source) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamgmm.algorithm import course_of, rows_to_judge_order
+from streamgmm.algorithm import course_of, rows_to_judge_order, sampled_rows
 from streamgmm.checkpoint import History
 from streamgmm.consistency import check_fits
 from streamgmm.device import compute_workers, resolve_device
@@ -167,6 +167,7 @@ def _plan(source: Source, request: FitRequest, device: torch.device, workers: in
         return [Problem(k, source.shape[1], request.covariance_type) for k in sizes]
 
     trained = request.sizes if request.split_to is None else (request.split_to,)
+    sampled = sampled_rows(request, source)
     smaller = (*request.sizes, *((1,) if request.collapse == "drop" else ()))
     wishes = Wishes(request.memory_limit, request.chunk_rows, request.threads, workers)
     pool = _pool_rows(source, request)
@@ -174,7 +175,7 @@ def _plan(source: Source, request: FitRequest, device: torch.device, workers: in
     growth = 0
     if request.algorithm != "em" and not not_stepwise(request):
         smaller, pool = (*smaller, first_size(request.sizes[0])), pool + WATCHED_ROWS
-        growth = run_bytes(source) + split_bytes(request.sampled(source.shape), source.shape[1], workers)
+        growth = run_bytes(source) + split_bytes(sampled, source.shape[1], workers)
     return plan_fit(
         source,
         candidates,
@@ -186,7 +187,7 @@ def _plan(source: Source, request: FitRequest, device: torch.device, workers: in
         growth=growth,
         drawn=Problem(n_candidates(max(request.sizes)), source.shape[1], "spherical") if request.draws_seeds else None,
         behind=MIXTURES_BEHIND if request.accelerate == "squarem" else 0,
-        sampled=request.sample_rows and request.sampled(source.shape),
+        sampled=sampled,
     )
 
 
@@ -207,7 +208,7 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
     progress.stage("sampling")
     weighting = _weighting(request)
     judged = rows_to_judge_order(request, source) if loaded is None else np.empty(0, dtype=np.int64)
-    size = request.sampled(source.shape)
+    size = sampled_rows(request, source)
     sample = draw_sample(source, max(request.sizes), request.seed, weighting, judged, size)
     if sample.weights is not None:
         weighting = replace(weighting, scale=power_of_two_near(sample.weights))

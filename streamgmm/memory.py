@@ -126,7 +126,8 @@ def plan_fit(
             + seeding_bytes(largest, m, wishes.workers)
         )
 
-    fewer = "" if sampled is None else f", fewer sample rows (sample_rows, {sampled})"
+    # Where it is the sample that takes most.
+    fewer = f", lower --sample-rows (now {sample})" if seeding > _streaming(source, device, granule, 1) else ""
     return _largest(source, largest, device, wishes, granule, row_bytes, needed, fewer)
 
 

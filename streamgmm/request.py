@@ -14,7 +14,7 @@ from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS
 from streamgmm.mixture import COVARIANCE_TYPES, covariance_shape
 from streamgmm.passes import STEPWISE_PASSES
-from streamgmm.seeding import INIT_METHODS, STREAMED, Start, sample_size
+from streamgmm.seeding import INIT_METHODS, STREAMED, Start
 from streamgmm.steps.collapse import POLICIES
 
 _FORMAT = 1
@@ -54,8 +54,9 @@ class FitRequest:
     accelerate : {'none', 'squarem'}
         Extrapolate full-batch EM after every second update; a step that does harm is undone (`steps.squarem`).
     sample_rows : int or None
-        Of the sample that the first mixture is made from; None leaves it to `seeding.sample_size`, a function of the
-        data's shape and K. It is asked for, and not taken from the memory there is: that must not change a result.
+        Of the sample that the first mixture is made from; None leaves it to `algorithm.sampled_rows`, a function of
+        the data's shape and of what is asked for. It never follows from the memory there is: that must not change a
+        result.
     criterion : {'auto', 'bic', 'aic', 'held_out'}
         By which the best of several sizes is chosen; ``auto`` is ``held_out`` where rows are held out, else ``bic``.
     """
@@ -94,11 +95,6 @@ class FitRequest:
         """The numbers of components asked for."""
         given = self.n_components
         return tuple(int(k) for k in given) if isinstance(given, Sequence) else (int(given),)
-
-    def sampled(self, shape: tuple[int, int]) -> int:
-        """Rows of the sample drawn from data of ``shape`` (N, D)."""
-        n, d = shape
-        return min(n, self.sample_rows or sample_size(n, d, max(self.sizes)))
 
     @property
     def draws_seeds(self) -> bool:

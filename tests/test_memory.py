@@ -148,7 +148,7 @@ def test_a_sample_that_was_asked_for_is_planned_for_and_named_where_it_is_too_la
         return plan_fit(source, [problem], CPU, Wishes(limit, 4096, 4, 2), sampled=sampled).needed
 
     assert needed(None, 10**6) - needed(None, 10**5) > 9 * 10**5 * 32 * 4
-    with pytest.raises(RequestError, match=r"fewer sample rows \(sample_rows, 1000000\)"):
+    with pytest.raises(RequestError, match=r"lower --sample-rows \(now 1000000\)"):
         needed(needed(None, 10**5), 10**6)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from passes_bench.datasets import MAKERS, data_set
 
+from streamgmm.algorithm import sampled_rows
 from streamgmm.fitting import fit
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.array import ArraySource
@@ -57,7 +58,7 @@ def run(name: str, rows: np.ndarray, k: int, init: str, seed: int, lloyd: int, d
         "k": k,
         "init": init,
         "seed": seed,
-        "sample": request.sampled(rows.shape),
+        "sample": sampled_rows(request, ArraySource(rows)),
         "seeding_seconds": round(seen.at - begun, 1),
         "seeding_cpu_seconds": round(seen.cpu - cpu, 1),
         "seeding_passes": round(seen.rows_read / len(rows), 3),
