@@ -73,8 +73,8 @@ def run(data: DataSet, k: int, seed: int, shares: list[float]) -> Run:
 def table(runs: list[Run]) -> str:
     """Markdown: what the sample lacks in nats, and how many more distances its centroids cost."""
     shares = [name for name in runs[0] if name[0].isdigit() and name != "1"]
-    heads = [f"sample of {share}{what}" for share in shares for what in (", rows a parameter", "", ": distances")]
-    columns = ["data", "N", "D", "K", *heads, "all", "all: distances"]
+    heads = [f"{float(share):.0%}: {what}" for share in shares for what in ("rows a parameter", "nats", "distances")]
+    columns = ["data", "N", "D", "K", *heads, "all: nats", "all: distances"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for found in runs:
         cells = [str(found[name]) for name in ("data", "n", "d", "k")]
