@@ -10,10 +10,12 @@ from streamgmm.io.sources.base import Source
 from streamgmm.mixture import n_parameters
 from streamgmm.passes import REGION_UNIT, STEPS, STEPWISE_PASSES, Course, region_rows, regions
 from streamgmm.request import FitRequest, not_stepwise
-from streamgmm.seeding import Sample
+from streamgmm.seeding import Sample, sample_size
 
 FEWEST_STEP_ROWS = 1024
 """Below which ``auto`` does not divide a pass: so few rows are read in no time."""
+
+_LARGEST_SAMPLE_BYTES = 256 << 20
 
 _REGION_ROWS = 1024
 """At least, where regions are neighbours: several processes can then share a step, and kernels have whole tiles."""
@@ -27,8 +29,27 @@ _WINDOW_REGIONS = 128
 _FEWEST_STEPS = 10
 """Where fewer shuffled steps make a pass, full-batch EM is not much slower."""
 
-_ROWS_A_PARAMETER = 2
-"""Averages over fewer rows a parameter than 0.6 forget more than they learn; from 1 to 4 it makes no difference."""
+_WINDOW_ROWS_A_PARAMETER = 1
+"""Averages over fewer than 0.6 forget more than they learn; of 2 they learn too little where K is large."""
+
+_FEWEST_ROWS_A_PARAMETER = 2
+"""With fewer, ``auto`` leaves no row out of an update."""
+
+
+def sampled_rows(request: FitRequest, source: Source) -> int:
+    """Rows of the sample that pass 0 draws: those asked for, or else `sample_size`.
+
+    Where a mixture may be grown on them it is a row a parameter, if that is more and no more than a tenth of the data
+    and 256 MiB of float32: with a third of a row a parameter, growing fits the sample and not the data.
+    """
+    n, d = source.shape
+    if request.sample_rows is not None:
+        return min(n, request.sample_rows)
+    usual = sample_size(n, d, max(request.sizes))
+    if request.algorithm == "em" or (request.algorithm == "auto" and _why_not(request, source)):
+        return usual
+    free = n_parameters(request.covariance_type, request.sizes[0], d)
+    return max(usual, min(free, n // 10, _LARGEST_SAMPLE_BYTES // (4 * d)))
 
 
 def rows_to_judge_order(request: FitRequest, source: Source) -> NDArray[np.int64]:
@@ -60,7 +81,7 @@ def course_of(request: FitRequest, source: Source, sample: Sample, judged: NDArr
         advice = "streamgmm prepare --shuffle would make it fit for stepwise EM"
         return Course(why=f"full-batch EM: the rows lie in an order that matters ({known}); {advice}")
     order = "the rows lie in no particular order" if exchangeable else "the rows' order matters, so it is shuffled"
-    window = _ROWS_A_PARAMETER * n_parameters(request.covariance_type, request.sizes[0], d)
+    window = _WINDOW_ROWS_A_PARAMETER * n_parameters(request.covariance_type, request.sizes[0], d)
     if not exchangeable:
         window = max(window, _WINDOW_REGIONS * rows)
     passes = stepwise_passes(request)
@@ -92,7 +113,7 @@ def _why_not(request: FitRequest, source: Source) -> str:
     if n < STEPS * FEWEST_STEP_ROWS:
         return f"{n} rows are too few to divide a pass over them, {STEPS * FEWEST_STEP_ROWS} would do"
     free = n_parameters(request.covariance_type, request.sizes[0], d)
-    if n <= _ROWS_A_PARAMETER * free:
+    if n <= _FEWEST_ROWS_A_PARAMETER * free:
         return f"{n} rows for {free} parameters: every update needs all of them"
     return ""
 

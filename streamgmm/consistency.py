@@ -88,6 +88,9 @@ def _check_candidate(candidate: Candidate) -> None:
     _require(candidate.precision in PRECISIONS, "precision")
     _require(all(isinstance(bound, float) and math.isfinite(bound) for bound in candidate.lower_bounds), "lower_bounds")
     _require(isinstance(candidate.converged, bool), "converged")
+    shape = candidate.mixture.means.shape
+    behind = (*candidate.trail, *([] if candidate.fallback is None else [candidate.fallback]))
+    _require(len(behind) <= 2 and all(mixture.means.shape == shape for mixture in behind), "trail")
     components = range(candidate.mixture.n_components)
     _require(all(type(k) is int and k in components for k in (*candidate.empty, *candidate.degenerate)), "components")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from streamgmm.algorithm import course_of, rows_to_judge_order
+from streamgmm.algorithm import course_of, rows_to_judge_order, sampled_rows
 from streamgmm.checkpoint import History
 from streamgmm.consistency import check_fits
 from streamgmm.device import compute_workers, resolve_device
@@ -29,6 +29,7 @@ from streamgmm.io.sources.base import Source
 from streamgmm.io.traffic import bottleneck
 from streamgmm.kernels import Problem
 from streamgmm.kernels.tiled import n_row_features
+from streamgmm.kmeans_parallel import ROUNDS, Candidates, Stream, candidates, n_candidates
 from streamgmm.memory import MemoryPlan, Wishes, plan_fit
 from streamgmm.mixture import Mixture
 from streamgmm.parallel import one_thread
@@ -38,7 +39,7 @@ from streamgmm.recorder import Progress, Recorder
 from streamgmm.request import FitRequest, identity_of, not_stepwise, validate
 from streamgmm.result import FitResult, FittedModel, best_model
 from streamgmm.run import RunFolder
-from streamgmm.seeding import Sample, draw_sample, first_centres, first_mixture, sample_size
+from streamgmm.seeding import Sample, centres_among, draw_sample, first_centres, first_mixture
 from streamgmm.sharing import spread
 from streamgmm.state import TrainingState, best_of
 from streamgmm.steps.candidate import Candidate, Step
@@ -47,6 +48,7 @@ from streamgmm.steps.em import EMStep
 from streamgmm.steps.gain import split_bytes
 from streamgmm.steps.growth import SampleEM, first_size, grown
 from streamgmm.steps.kmeans import KMeansStep, with_centres
+from streamgmm.steps.squarem import MIXTURES_BEHIND, Squarem
 from streamgmm.steps.stepwise import Schedule, StepwiseStep
 from streamgmm.steps.watch import Watch
 from streamgmm.training import Lead, Training, TrainingSettings, train
@@ -115,7 +117,10 @@ def assist(source: Source, request: FitRequest, progress: Progress | None = None
     if told.facts == _NOTHING_TO_DO.facts:
         return
     # How often to go on is the leader's to say.
-    settings = _settings(job, replace(_weighting(request), scale=float(told.facts["scale"])), "em")
+    weighting = replace(_weighting(request), scale=float(told.facts["scale"]))
+    if told.facts["draws"]:
+        _drawn(job, weighting, None)
+    settings = _settings(job, weighting, "em")
     with _feed(job) as feed:
         recorder = Recorder(
             source.shape[0], feed.ring, None, job.progress, float("inf"), History(), time.perf_counter()
@@ -162,6 +167,7 @@ def _plan(source: Source, request: FitRequest, device: torch.device, workers: in
         return [Problem(k, source.shape[1], request.covariance_type) for k in sizes]
 
     trained = request.sizes if request.split_to is None else (request.split_to,)
+    sampled = sampled_rows(request, source)
     smaller = (*request.sizes, *((1,) if request.collapse == "drop" else ()))
     wishes = Wishes(request.memory_limit, request.chunk_rows, request.threads, workers)
     pool = _pool_rows(source, request)
@@ -169,16 +175,20 @@ def _plan(source: Source, request: FitRequest, device: torch.device, workers: in
     growth = 0
     if request.algorithm != "em" and not not_stepwise(request):
         smaller, pool = (*smaller, first_size(request.sizes[0])), pool + WATCHED_ROWS
-        growth = _growth_bytes(source, request.sizes[0], workers)
+        growth = run_bytes(source) + split_bytes(sampled, source.shape[1], workers)
     return plan_fit(
-        source, candidates, device, wishes, smaller=problems(smaller), hard=request.hard, pool=pool, growth=growth
+        source,
+        candidates,
+        device,
+        wishes,
+        smaller=problems(smaller),
+        hard=request.hard,
+        pool=pool,
+        growth=growth,
+        drawn=Problem(n_candidates(max(request.sizes)), source.shape[1], "spherical") if request.draws_seeds else None,
+        behind=MIXTURES_BEHIND if request.accelerate == "squarem" else 0,
+        sampled=sampled,
     )
-
-
-def _growth_bytes(source: Source, n_components: int, workers: int) -> int:
-    """What pass 0 of a stepwise run takes besides the sample."""
-    n, d = source.shape
-    return run_bytes(source) + split_bytes(sample_size(n, d, n_components), d, workers)
 
 
 def _pool_rows(source: Source, request: FitRequest) -> int:
@@ -198,23 +208,27 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
     progress.stage("sampling")
     weighting = _weighting(request)
     judged = rows_to_judge_order(request, source) if loaded is None else np.empty(0, dtype=np.int64)
-    sample = draw_sample(source, max(request.sizes), request.seed, weighting, judged)
+    size = sampled_rows(request, source)
+    sample = draw_sample(source, max(request.sizes), request.seed, weighting, judged, size)
     if sample.weights is not None:
         weighting = replace(weighting, scale=power_of_two_near(sample.weights))
     check_rows = check_sample(torch.from_numpy(sample.rows)).to(device)
     pool = sample.rows[: _pool_rows(source, request)].copy()
     course = _course(job, sample, judged) if loaded is None else loaded[0].course
+    sample = replace(sample, beside=sample.beside[:0])  # all that is held from here on was asked for
     if course.why:
         progress.note(course.why)
+    draws = loaded is None and request.draws_seeds
+    job.world.broadcast(Message({"scale": weighting.scale, "draws": draws}))
     if loaded is None:
         progress.stage("seeding")
-        state, history = replace(_seeded(job, sample, course, check_rows), course=course), History()
+        drawn = _drawn(job, weighting, sample) if draws else None
+        state, history = replace(_seeded(job, sample, course, check_rows, drawn), course=course), History()
     else:
         state, history, _ = loaded
     watch = _watch(job, sample) if course.planned_passes else None
     del sample
     settings = _settings(job, weighting, course.algorithm)
-    job.world.broadcast(Message({"scale": weighting.scale}))
     with _feed(job) as feed:
         recorder = Recorder(n_samples, feed.ring, run, progress, request.checkpoint_every, history, begun)
         progress.stage("training")
@@ -323,7 +337,8 @@ def _step(request: FitRequest, pool: np.ndarray, state: TrainingState) -> Step:
     repair = repair_policy(request.collapse, torch.from_numpy(pool), state.frame)
     if request.hard:
         return KMeansStep(request.tol, repair)
-    return EMStep(request.tol, request.reg_covar, repair, request.split_to or 0)
+    step = EMStep(request.tol, request.reg_covar, repair, request.split_to or 0)
+    return Squarem(step) if request.accelerate == "squarem" else step
 
 
 def _stepwise_step(request: FitRequest, course: Course, n_samples: int) -> StepwiseStep | None:
@@ -337,9 +352,7 @@ def _models(state: TrainingState, request: FitRequest, scale: float) -> tuple[Fi
     """The best start of each size; the candidates lie size by size."""
     starts = range(0, len(state.candidates), request.n_init)
     found = (best_of(state.candidates[first : first + request.n_init]) for first in starts)
-    return tuple(
-        FittedModel(c.mixture, c.lower_bounds, c.converged, c.n_rows / scale, hard=request.hard) for c in found
-    )
+    return tuple(FittedModel(c.result, c.lower_bounds, c.converged, c.n_rows / scale, hard=request.hard) for c in found)
 
 
 def _evaluated(
@@ -454,15 +467,30 @@ def _watch(job: _Job, sample: Sample) -> Watch | None:
     return Watch(rows, torch.from_numpy(weights)) if len(rows) > 1 else None
 
 
-def _seeded(job: _Job, sample: Sample, course: Course, check_rows: torch.Tensor) -> TrainingState:
+def _drawn(job: _Job, weighting: Weighting, sample: Sample | None) -> Candidates | None:
+    """Candidates for seeds from every row, on the leader, whose ``sample`` it is."""
+    request = job.request
+    precision = "high" if request.precision == "auto" else request.precision
+    with _feed(job) as feed:
+        stream = Stream(
+            job.source, feed.ring, feed.chunk_rows, weighting, job.device, precision, job.workers, job.world
+        )
+        return candidates(stream, max(request.sizes), request.seed, sample)
+
+
+def _seeded(
+    job: _Job, sample: Sample, course: Course, check_rows: torch.Tensor, drawn: Candidates | None
+) -> TrainingState:
     """Candidates to start from, size by size."""
     request = job.request
     # For seeding one scale for all features: it measures distances in the data's own proportions.
     frame, seeding_frame = frames_of(sample.rows, request.covariance_type, "spherical")
     rows_read, stepwise = sample.rows_read, course.planned_passes > 0
+    if drawn is not None:
+        rows_read += (ROUNDS + 1) * job.source.shape[0]
     if stepwise:
         sample = sample.where(~_watched(job, sample))
-    first = _first(job, sample, seeding_frame)
+    first = _first(job, sample, seeding_frame, drawn)
     if stepwise and not request.start.is_given:
         mixtures = [_grown(job, sample, frame, first(first_size(request.sizes[0]), 0), check_rows)]
     else:
@@ -478,15 +506,18 @@ def _first_precision(job: _Job, n_components: int) -> str:
     return first_precision(job.request.precision, n * n_components * n_row_features(problem) if on_cpu else inf)
 
 
-def _first(job: _Job, sample: Sample, frame: Frame) -> Callable[[int, int], Mixture]:
+def _first(job: _Job, sample: Sample, frame: Frame, drawn: Candidates | None) -> Callable[[int, int], Mixture]:
     """The seeded mixture of so many components, for each start."""
     request, rows, weights = job.request, *_on_device(job, sample)
 
-    def first(n_components: int, start: int) -> Mixture:
-        seed = [request.seed, 1 + start]
+    def first(n_components: int, number: int) -> Mixture:
+        seed, start = [request.seed, 1 + number], request.start
+        if drawn is not None:
+            among, counts = (torch.from_numpy(array).to(job.device) for array in (drawn.rows, drawn.counts))
+            start = replace(start, means=centres_among(among, counts, frame, n_components, seed, job.workers))
         if request.hard:
             return with_centres(
-                *first_centres(rows, frame, n_components, request.init, request.start, seed, job.workers, weights)
+                *first_centres(rows, frame, n_components, request.init, start, seed, job.workers, weights)
             )
         return first_mixture(
             rows,
@@ -494,7 +525,7 @@ def _first(job: _Job, sample: Sample, frame: Frame) -> Callable[[int, int], Mixt
             n_components,
             request.covariance_type,
             request.init,
-            request.start,
+            start,
             request.reg_covar,
             seed,
             job.workers,

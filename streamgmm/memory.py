@@ -75,11 +75,16 @@ def plan_fit(
     hard: bool = False,
     pool: int = 0,
     growth: int = 0,
+    behind: int = 0,
+    drawn: Problem | None = None,
+    sampled: int | None = None,
 ) -> MemoryPlan:
     """The largest useful chunk with which a fit of a model of each of ``problems`` keeps to its limit.
 
     On its way a model may be one of the ``smaller`` problems; ``pool`` rows of the sample are kept. Where a model is
-    grown on the sample, that takes ``growth`` bytes besides the sample and what a kernel needs.
+    grown on the sample, that takes ``growth`` bytes besides the sample and what a kernel needs. Of each ``behind`` more
+    mixtures are kept. Passes before the first may find distances to the components of ``drawn``. The sample has
+    ``sampled`` rows, where that is not for `sample_size` to say.
 
     Raises
     ------
@@ -91,12 +96,13 @@ def plan_fit(
     precisions = available_precisions(largest, device, hard)
     kernels = [select_kernel(largest, p, device, wishes.workers, hard) for p in precisions]
     row_bytes = d * source.dtype.itemsize
-    sample = sample_size(n, d, largest.n_components)
+    sample = sampled or sample_size(n, d, largest.n_components)
     sampled_bytes = d * value_dtype(source.dtype).itemsize
     seeding = sample * sampled_bytes + seeding_bytes(largest, sample, wishes.workers)
-    resident = sum(statistics_bytes(problem) for problem in problems) * (_OPEN_NODES + _UPDATE_COPIES)
+    resident = sum(statistics_bytes(problem) for problem in problems) * (_OPEN_NODES + _UPDATE_COPIES + behind)
     # Fewer components may mean larger granules, and every chunk is a whole number of every model's.
-    granule = max(kernel.granule(problem) for kernel in kernels for problem in (*problems, *smaller))
+    others = (*smaller, *([] if drawn is None else [drawn]))
+    granule = max(kernel.granule(problem) for kernel in kernels for problem in (*problems, *others))
 
     def needed(rows: int, threads: int) -> int:
         scratch = max(kernel.scratch_bytes(largest, min(rows, n), wishes.workers) for kernel in kernels)
@@ -104,9 +110,25 @@ def plan_fit(
         kept = (min(n, CHECK_ROWS) + min(n, pool)) * sampled_bytes
         # The sample is there twice while rows are being set apart from it.
         growing = 2 * sample * sampled_bytes + scratch + growth if growth else 0
-        return max(streaming + kept, seeding, growing) + resident + _RUNTIME_BYTES[device.type]
+        return max(streaming + kept, seeding, growing, drawing(rows, threads)) + resident + _RUNTIME_BYTES[device.type]
 
-    return _largest(source, largest, device, wishes, granule, row_bytes, needed)
+    def drawing(rows: int, threads: int) -> int:
+        if drawn is None:
+            return 0
+        m = drawn.n_components
+        scratch = max(kernel.scratch_bytes(drawn, min(rows, n), wishes.workers) for kernel in kernels)
+        # Candidates in fp64: as they are, merged and sorted; as parameters; and then as points to choose among.
+        return (
+            _streaming(source, device, rows, threads)
+            + scratch
+            + sample * sampled_bytes
+            + 8 * 8 * m * d
+            + seeding_bytes(largest, m, wishes.workers)
+        )
+
+    # Where it is the sample that takes most.
+    fewer = f", lower --sample-rows (now {sample})" if seeding > _streaming(source, device, granule, 1) else ""
+    return _largest(source, largest, device, wishes, granule, row_bytes, needed, fewer)
 
 
 def plan_inference(
@@ -151,6 +173,7 @@ def _largest(
     granule: int,
     row_bytes: int,
     needed: Callable[[int, int], int],
+    fewer: str = "",
 ) -> MemoryPlan:
     """The wished chunk and threads, made smaller until ``needed`` keeps to the limit: decoders first, then chunks."""
     # A stored chunk that is cut is decoded once for each piece.
@@ -168,7 +191,7 @@ def _largest(
         raise RequestError(
             f"memory limit {format_bytes(limit)} is too small for {problem.n_components} {problem.covariance_type} "
             f"components of {problem.n_features} features: at least {least} MiB is needed; raise --memory "
-            "(memory_limit) or use fewer components"
+            f"(memory_limit){fewer} or use fewer components"
         )
     return MemoryPlan(rows, threads, needed(rows, threads), limit, granule)
 

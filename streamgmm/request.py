@@ -14,7 +14,7 @@ from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS
 from streamgmm.mixture import COVARIANCE_TYPES, covariance_shape
 from streamgmm.passes import STEPWISE_PASSES
-from streamgmm.seeding import INIT_METHODS, Start
+from streamgmm.seeding import INIT_METHODS, STREAMED, Start
 from streamgmm.steps.collapse import POLICIES
 
 _FORMAT = 1
@@ -49,6 +49,14 @@ class FitRequest:
     algorithm : {'em', 'stepwise', 'auto'}
         ``stepwise`` grows the mixture on the sample and then updates it fifty times a pass; `algorithm` has the choice
         that ``auto`` makes. Without ``max_passes`` it ends after four passes of training.
+    init : {'kmeans', 'k-means++', 'random', 'random_from_data', 'k-means||'}
+        The last draws from every row, in three passes; the others from the sample.
+    accelerate : {'none', 'squarem'}
+        Extrapolate full-batch EM after every second update; a step that does harm is undone (`steps.squarem`).
+    sample_rows : int or None
+        Of the sample that the first mixture is made from; None leaves it to `algorithm.sampled_rows`, a function of
+        the data's shape and of what is asked for. It never follows from the memory there is: that must not change a
+        result.
     criterion : {'auto', 'bic', 'aic', 'held_out'}
         By which the best of several sizes is chosen; ``auto`` is ``held_out`` where rows are held out, else ``bic``.
     """
@@ -79,12 +87,19 @@ class FitRequest:
     split_to: int | None = None
     criterion: str = "auto"
     algorithm: str = "em"
+    sample_rows: int | None = None
+    accelerate: str = "none"
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The numbers of components asked for."""
         given = self.n_components
         return tuple(int(k) for k in given) if isinstance(given, Sequence) else (int(given),)
+
+    @property
+    def draws_seeds(self) -> bool:
+        """Whether the seeds come from passes over every row."""
+        return self.init == STREAMED and self.start.means is None
 
     @property
     def hard(self) -> bool:
@@ -124,8 +139,8 @@ def validate(request: FitRequest, source: Source) -> None:
         raise RequestError(
             f"covariance_type must be one of {', '.join(COVARIANCE_TYPES)}; got {request.covariance_type!r}"
         )
-    if request.init not in INIT_METHODS:
-        raise RequestError(f"init must be one of {', '.join(INIT_METHODS)}; got {request.init!r}")
+    if request.init not in (*INIT_METHODS, STREAMED):
+        raise RequestError(f"init must be one of {', '.join((*INIT_METHODS, STREAMED))}; got {request.init!r}")
     if request.precision not in ("auto", *PRECISIONS):
         raise RequestError(f"precision must be auto or one of {', '.join(PRECISIONS)}; got {request.precision!r}")
     least_values = {"tol": 0, "max_iter": 0, "max_passes": 0, "n_init": 1, "threads": 1, "checkpoint_every": 0}
@@ -136,6 +151,11 @@ def validate(request: FitRequest, source: Source) -> None:
         raise RequestError(f"reg_covar must be at least 0 and finite; got {request.reg_covar}")
     if request.chunk_rows is not None and request.chunk_rows < 1:
         raise RequestError(f"chunk_rows must be at least 1; got {request.chunk_rows}")
+    if request.sample_rows is not None and request.sample_rows < max(request.sizes):
+        raise RequestError(
+            f"sample_rows must be at least n_components, {max(request.sizes)}; got {request.sample_rows}; "
+            "a hundred a component are a good start"
+        )
     if len(request.sizes) > 1 and any(value is not None for value in vars(request.start).values()):
         raise RequestError("starting parameters belong to one number of components; give a single n_components")
     k = request.sizes[0]
@@ -162,11 +182,14 @@ def not_stepwise(request: FitRequest) -> str:
         return f"grows the mixture itself, not by split_to={request.split_to}; give n_components alone"
     if request.collapse == "drop":
         return "keeps every component, so it has no collapse='drop'; use another policy"
+    if request.init == STREAMED:
+        return f"grows the mixture from a few seeds, for which init={STREAMED!r} reads too much; use init='kmeans'"
     return ""
 
 
 _CHOICES = {
     "algorithm": ("em", "stepwise", "auto"),
+    "accelerate": ("none", "squarem"),
     "model": ("gmm", "kmeans"),
     "nonfinite": ("raise", "skip"),
     "collapse": POLICIES,
@@ -187,6 +210,8 @@ def _validate_choices(request: FitRequest) -> None:
             raise RequestError("split_to grows one Gaussian mixture; give a single n_components and model='gmm'")
         if request.split_to < request.sizes[0]:
             raise RequestError(f"split_to must be at least n_components, {request.sizes[0]}; got {request.split_to}")
+    if request.hard and request.accelerate != "none":
+        raise RequestError(f"accelerate {request.accelerate!r} is for Gaussian mixtures; use model='gmm', or 'none'")
     if request.hard and request.covariance_type != "spherical":
         raise RequestError(f"model 'kmeans' is spherical; got covariance_type {request.covariance_type!r}")
 
@@ -198,7 +223,7 @@ def identity_of(request: FitRequest, source: Source, device: torch.device) -> di
         for name, value in asdict(request.start).items()
     }
     # Later settings are named only where they differ from what runs did before there were any.
-    later = ("model", "holdout", "nonfinite", "collapse", "split_to", "algorithm")
+    later = ("model", "holdout", "nonfinite", "collapse", "split_to", "algorithm", "sample_rows", "accelerate")
     extra = {name: getattr(request, name) for name in later if getattr(request, name) != getattr(FitRequest, name)}
     if request.weights is not None:
         extra["weights"] = request.weights.fingerprint

@@ -24,6 +24,10 @@ from streamgmm.statistics import Statistics
 from streamgmm.weighting import Weighting
 
 INIT_METHODS = ("kmeans", "k-means++", "random", "random_from_data")
+"""From the sample alone."""
+
+STREAMED = "k-means||"
+"""From every row; see `kmeans_parallel`."""
 
 _SAMPLE_BYTES = 64 << 20
 _TILE_ROWS = 2048
@@ -109,10 +113,12 @@ def draw_sample(
     seed: int,
     weighting: Weighting | None = None,
     beside: NDArray[np.int64] = _NO_ROWS,
+    size: int | None = None,
 ) -> Sample:
     """The seeding sample; held-out rows, weightless ones, and skipped ones are not in it.
 
-    The rows at sorted, distinct ``beside`` are gathered with it, so that no row is read twice.
+    The rows at sorted, distinct ``beside`` are gathered with it, so that no row is read twice. It is drawn as ``size``
+    rows, at most all; `sample_size` where that is not given.
 
     Raises
     ------
@@ -122,7 +128,7 @@ def draw_sample(
     weighting = weighting or Weighting()
     n, d = source.shape
     rng = np.random.default_rng([seed, 0])
-    indices = uniform_rows(n, sample_size(n, d, n_components), rng)
+    indices = uniform_rows(n, min(n, size or sample_size(n, d, n_components)), rng)
     weights = weighting.of_rows(indices)
     wanted = np.union1d(indices, beside) if len(beside) else indices
     gathered, rows_read = source.gather(wanted)
@@ -227,6 +233,15 @@ def first_centres(
         return np.array(start.means, dtype=np.float64), variance
     centres = _centres(points, n_components, "random_from_data" if method == "random" else method, rng)
     return np.asarray(centres.double().cpu().numpy() / frame.scale + frame.shift), variance
+
+
+def centres_among(
+    rows: Tensor, counts: Tensor, frame: Frame, n_components: int, seed: list[int], workers: int
+) -> Float64Array:
+    """Means (K, D) in the data's units: k-means of ``rows`` (m, D) that count ``counts`` (m,), all positive."""
+    points = _Points(frame.apply(rows, torch.float32), workers, counts)
+    centres = _centres(points, n_components, "kmeans", np.random.default_rng(seed))
+    return np.asarray(centres.double().cpu().numpy() / frame.scale + frame.shift)
 
 
 def _centres(points: _Points, n_components: int, method: str, rng: np.random.Generator) -> Tensor:

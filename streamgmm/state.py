@@ -157,6 +157,8 @@ def pack(state: TrainingState) -> tuple[dict[str, object], Arrays]:
     arrays: Arrays = {**state.frame.tensors("frame.")}
     for i, candidate in enumerate(state.candidates):
         arrays |= candidate.mixture.tensors(f"candidate.{i}.")
+        for j, mixture in enumerate(_behind(candidate)):
+            arrays |= mixture.tensors(f"behind.{i}.{j}.")
     candidates = [
         {
             "precision": c.precision,
@@ -165,6 +167,7 @@ def pack(state: TrainingState) -> tuple[dict[str, object], Arrays]:
             "empty": list(c.empty),
             "degenerate": list(c.degenerate),
             "n_rows": c.n_rows,
+            **({"behind": len(_behind(c)), "fallback": c.fallback is not None} if _behind(c) else {}),
         }
         for c in state.candidates
     ]
@@ -219,10 +222,14 @@ def unpack(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainingS
         Something is missing, or of the wrong kind.
     """
     kind = str(facts["covariance_type"])
-    parameters = ("frame.", "candidate.", "before.")
+    parameters = ("frame.", "candidate.", "behind.", "before.")
     arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items() if name.startswith(parameters)}
-    candidates = tuple(
-        Candidate(
+
+    def candidate(i: int, known: dict[str, Any]) -> Candidate:
+        # Most have no other mixtures behind them, and none of the first release does.
+        behind = tuple(Mixture.from_tensors(arrays, kind, f"behind.{i}.{j}.") for j in range(known.get("behind", 0)))
+        fallback = next(reversed(behind), None) if known.get("fallback", False) else None
+        return Candidate(
             Mixture.from_tensors(arrays, kind, f"candidate.{i}."),
             known["precision"],
             tuple(known["lower_bounds"]),
@@ -230,9 +237,11 @@ def unpack(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainingS
             tuple(known["empty"]),
             tuple(known["degenerate"]),
             float(known["n_rows"]),
+            behind if fallback is None else behind[:-1],
+            fallback,
         )
-        for i, known in enumerate(_list(facts["candidates"]))
-    )
+
+    candidates = tuple(candidate(i, known) for i, known in enumerate(_list(facts["candidates"])))
     state = TrainingState(candidates, Frame.from_tensors(arrays, "frame."))
     if "course" in facts:  # checkpoints of the first release have none: theirs is full-batch EM
         state = replace(
@@ -281,6 +290,11 @@ def unpack_sums(state: TrainingState, facts: Mapping[str, Any], tensors: Mapping
         checksums=tuple((int(segment), int(checksum)) for segment, checksum in _list(facts["checksums"])),
         skipped=int(facts["skipped"]),
     )
+
+
+def _behind(candidate: Candidate) -> tuple[Mixture, ...]:
+    """The trail, and then the fallback."""
+    return (*candidate.trail, *([] if candidate.fallback is None else [candidate.fallback]))
 
 
 def _list(value: object) -> list[Any]:

@@ -63,15 +63,11 @@ class Weighting:
     def held_out(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each of the global ``rows`` is held out.
 
-        The finaliser of SplitMix64 (Steele, Lea & Flood 2014) of the row's number, below the fraction.
+        A hash of the row's number, below the fraction.
         """
         if self.holdout == 0.0:
             return np.zeros(len(rows), dtype=bool)
-        z = rows.astype(np.uint64) + np.uint64((self.seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-        return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.holdout
+        return _hashed(rows, (self.seed + 1) * 0x9E3779B97F4A7C15 % 2**64) * 2.0**-53 < self.holdout
 
     def of_rows(self, indices: NDArray[np.int64]) -> Float64Array | None:
         """`training` of the rows at sorted ``indices``."""
@@ -88,6 +84,21 @@ class Weighting:
         values = self.given.read(start, stop)[:, 0].astype(np.float64)
         _check(self.given, values, np.arange(start, stop))
         return np.asarray(values * self.scale)
+
+
+def uniform_of(rows: NDArray[np.int64], seed: list[int]) -> Float64Array:
+    """A number between 0 and 1 for each row, from its global number and ``seed`` alone, (n,); neither end occurs."""
+    offset = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    return np.asarray((_hashed(rows, offset) + 0.5) * 2.0**-53)
+
+
+def _hashed(rows: NDArray[np.int64], offset: int) -> Float64Array:
+    """53 random bits a row: the finaliser of SplitMix64 (Steele, Lea & Flood 2014) of its number and ``offset``."""
+    z = rows.astype(np.uint64) + np.uint64(offset)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return np.asarray((z >> np.uint64(11)).astype(np.float64))
 
 
 def open_weights(weights: Any, n_samples: int) -> Source:

@@ -141,6 +141,17 @@ def test_bfloat16_moves_two_bytes_a_value_and_is_sampled_as_float32():
         assert bfloat16.needed - float16.needed == 2 * 300 * sampled
 
 
+def test_a_sample_that_was_asked_for_is_planned_for_and_named_where_it_is_too_large():
+    source, problem = Imagined(10**8, 32), Problem(64, 32, "diag")
+
+    def needed(limit: int | None, sampled: int | None) -> int:
+        return plan_fit(source, [problem], CPU, Wishes(limit, 4096, 4, 2), sampled=sampled).needed
+
+    assert needed(None, 10**6) - needed(None, 10**5) > 9 * 10**5 * 32 * 4
+    with pytest.raises(RequestError, match=r"lower --sample-rows \(now 1000000\)"):
+        needed(needed(None, 10**5), 10**6)
+
+
 def test_growing_on_the_sample_counts_too():
     source, problem, wishes = Imagined(10**6, 32), Problem(64, 32, "diag"), Wishes(None, 4096, 4, 2)
     plain, growing = (plan_fit(source, [problem], CPU, wishes, growth=growth).needed for growth in (0, 64 << 20))

@@ -46,6 +46,12 @@ def test_sample_size_depends_on_shape_alone_and_has_rows_for_every_component(n, 
     assert sample_size(n, d, k) >= min(n, 16 * k)
 
 
+def test_a_sample_of_the_size_asked_for():
+    source = ArraySource(np.arange(2000.0)[:, None])
+    assert len(draw_sample(source, 3, seed=0, size=777).rows) == 777
+    assert len(draw_sample(source, 3, seed=0, size=10**9).rows) == 2000
+
+
 def test_sample_comes_from_every_file():
     parts = [ArraySource(np.full((50_000, 2), i, np.float32), f"{i}.npy") for i in range(5)]
     drawn = draw_sample(ConcatSource(parts), 3, seed=0)

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgmm import algorithm
-from streamgmm.algorithm import course_of, rows_to_judge_order
+from streamgmm.algorithm import course_of, rows_to_judge_order, sampled_rows
 from streamgmm.checkpoint import newest
 from streamgmm.errors import DataError, Interrupted, RequestError
 from streamgmm.fitting import assist, fit
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.array import ArraySource
+from streamgmm.io.sources.base import Source
 from streamgmm.passes import Course, region_rows, steps_of
 from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
@@ -210,6 +211,48 @@ def test_out_of_device_memory_takes_smaller_chunks_and_the_same_bits(undisturbed
     result = fit(ArraySource(ROWS), request(chunk_rows=16_384), progress=progress)
     assert len(progress.warnings) == 2
     assert result.mixture.digest == undisturbed["diag"].mixture.digest
+
+
+def test_the_size_of_the_sample_is_part_of_the_run_and_memory_is_not(undisturbed, tmp_path):
+    asked = request(sample_rows=14_000)
+    result = fit(ArraySource(ROWS), asked, tmp_path / "run")
+    assert result.mixture.digest != undisturbed["diag"].mixture.digest
+    bounded = fit(ArraySource(ROWS), replace(asked, memory_limit=128 << 20, chunk_rows=1024))
+    assert bounded.mixture.digest == result.mixture.digest
+    with pytest.raises(RequestError, match="sample_rows was 14000 and is now None"):
+        fit(ArraySource(ROWS), request(), tmp_path / "run")
+
+
+class Imagined(Source):
+    """A source of any size that holds nothing."""
+
+    name = "imagined"
+
+    def __init__(self, n: int, d: int) -> None:
+        self.shape, self.dtype = (n, d), np.dtype("float32")
+
+    def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
+        raise AssertionError("nothing is read")
+
+
+@pytest.mark.parametrize(
+    ("n", "changes", "rows"),
+    [
+        (10**8, {"algorithm": "em"}, 64 * 1024),
+        (10**8, {}, 1024 * 257 - 1),  # a row a parameter
+        (10**8, {"algorithm": "auto"}, 1024 * 257 - 1),
+        (10**6, {}, 10**5),  # a tenth of the data
+        (10**8, {"covariance_type": "full"}, (256 << 20) // 512),
+        (10**5, {"algorithm": "auto"}, 64 * 1024),  # too few for auto to take stepwise EM
+        (10**8, {"algorithm": "auto", "n_init": 2}, 64 * 1024),
+        (10**8, {"sample_rows": 5000}, 5000),
+        (1000, {"sample_rows": 5000, "n_components": 8}, 1000),
+        (10**8, {"n_components": 8}, 32_768),
+    ],
+)
+def test_the_sample_is_as_large_as_growing_needs(n, changes, rows):
+    asked = request(**{"covariance_type": "diag", **{k: v for k, v in changes.items() if k != "n_components"}})
+    assert sampled_rows(replace(asked, n_components=changes.get("n_components", 1024)), Imagined(n, 128)) == rows
 
 
 # --- orders that matter

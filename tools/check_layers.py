@@ -24,7 +24,7 @@ LAYERS = [
     ["distributed", "state"],
     ["feed", "processes", "sharing"],
     ["training"],
-    ["checkpoint", "consistency", "memory", "request", "evaluation"],
+    ["checkpoint", "consistency", "memory", "request", "evaluation", "kmeans_parallel"],
     ["algorithm"],
     ["inference", "verification", "run"],
     ["recorder", "result"],

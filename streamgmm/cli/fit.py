@@ -20,7 +20,7 @@ from streamgmm.progress import TerminalProgress
 from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
 from streamgmm.result import FitResult, comparison
-from streamgmm.seeding import INIT_METHODS, Start, check_finite
+from streamgmm.seeding import INIT_METHODS, STREAMED, Start, check_finite
 from streamgmm.steps.collapse import POLICIES
 from streamgmm.units import format_bytes
 from streamgmm.weighting import open_weights
@@ -76,7 +76,19 @@ class Sizes(click.ParamType[tuple[int, ...]]):
     default="kmeans",
     show_default=True,
     metavar="METHOD",
-    help=f"{', '.join(INIT_METHODS)}, or an .npy file of means (K, D).",
+    help=f"{', '.join(INIT_METHODS)}; {STREAMED}, three passes over every row; or an .npy file of means (K, D).",
+)
+@click.option(
+    "--accelerate",
+    type=click.Choice(["none", "squarem"]),
+    default="none",
+    show_default=True,
+    help="Extrapolate every second full-batch update; harm is undone.",
+)
+@click.option(
+    "--sample-rows",
+    type=click.IntRange(1),
+    help="Rows of the sample that pass 0 keeps in memory.  [default: by N, D and K, mostly 32768]",
 )
 @click.option("--weights", metavar="FILE", help="Sample weights, an .npy file of N numbers.")
 @click.option("--holdout", type=float, default=0.0, metavar="F", help="Fraction of the rows to score instead of fit.")
@@ -121,6 +133,8 @@ def fit(
     seed: int,
     n_init: int,
     init: str,
+    accelerate: str,
+    sample_rows: int | None,
     weights: str | None,
     holdout: float,
     criterion: str,
@@ -169,6 +183,8 @@ def fit(
             collapse=collapse,
             split_to=split_to,
             algorithm=algorithm,
+            sample_rows=sample_rows,
+            accelerate=accelerate,
         )
         if output is None and not as_json and world.leads:
             click.echo("no --output was named: the result is printed, and nothing is saved")

@@ -78,8 +78,8 @@ def _unfinished(path: Path) -> Facts:
             "cursor": state.rows_summed(n_samples),
             "rows_read": state.rows_read,
             "lower_bound": state.best.lower_bounds[-1] if state.best.lower_bounds else None,
-            **_weights_of(state.best.mixture),
-            "digest": state.best.mixture.digest,
+            **_weights_of(state.best.result),
+            "digest": state.best.result.digest,
         }
     return facts
 

@@ -119,7 +119,7 @@ def _unfinished(path: Path, warn: Callable[[str], None]) -> RunRecord:
             checkpoints.close()
         if found is not None:
             state, history, _ = found
-            return RunRecord(path, False, state.best.mixture, history, settings, {})
+            return RunRecord(path, False, state.best.result, history, settings, {})
     raise RunError(f"{path}: has no checkpoint yet, so there is nothing to show; wait, or run its fit again")
 
 

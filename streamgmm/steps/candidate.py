@@ -28,6 +28,10 @@ class Candidate:
         Components that the last update found without rows, or without volume.
     n_rows : float
         Weight of the rows in the last update.
+    trail : tuple of Mixture
+        Those before ``mixture`` that an accelerated step still looks back at; of the same shape.
+    fallback : Mixture or None
+        Takes the place of ``mixture`` where that, an extrapolation, turns out to be worse.
     """
 
     mixture: Mixture
@@ -37,6 +41,13 @@ class Candidate:
     empty: tuple[int, ...] = ()
     degenerate: tuple[int, ...] = ()
     n_rows: float = 0.0
+    trail: tuple[Mixture, ...] = ()
+    fallback: Mixture | None = None
+
+    @property
+    def result(self) -> Mixture:
+        """What would be kept if training ended here: no extrapolation that has not been judged."""
+        return self.mixture if self.fallback is None else self.fallback
 
     @property
     def n_iter(self) -> int:

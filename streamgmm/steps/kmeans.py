@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from streamgmm.errors import NumericalError
-from streamgmm.mixture import Mixture
+from streamgmm.mixture import Float64Array, Mixture
 from streamgmm.mstep import EMPTY_COUNT
 from streamgmm.statistics import Statistics
 from streamgmm.steps.candidate import Candidate, mean_log_likelihood
@@ -67,6 +67,11 @@ def with_centres(means: np.ndarray, variance: float) -> Mixture:
 
 def inertia(mixture: Mixture, lower_bound: float) -> float:
     """Mean squared distance to the nearest centre, from the mean hard log-likelihood of a `with_centres` mixture."""
+    return float(squared_distances(mixture, np.float64(lower_bound)))
+
+
+def squared_distances(mixture: Mixture, log_likelihood: Float64Array | np.float64) -> Float64Array:
+    """Squared distance of rows to the nearest centre, (n,), from their hard log-likelihoods (n,) as for `inertia`."""
     k, d, variance = mixture.n_components, mixture.n_features, float(mixture.covariances[0])
     constant = -np.log(k) - d / 2 * np.log(2 * np.pi * variance)
-    return float(max(0.0, 2 * variance * (constant - lower_bound)))
+    return np.asarray(np.maximum(2 * variance * (constant - log_likelihood), 0.0))

@@ -95,6 +95,16 @@ def test_rows_that_are_not_finite_are_skipped_on_request(call, refused, here):
     )
 
 
+def test_seeds_from_every_row_and_extrapolated_updates(call, here):
+    facts = fitted(
+        call, "--init", "k-means||", "--accelerate", "squarem", "--tol", 0, "--max-iter", 6, "--output", "run"
+    )
+    assert facts["n_passes"] == pytest.approx(1 + 3 + 6)
+    bounds = [json.loads(line)["lower_bound"] for line in (here / "run" / "history.jsonl").read_text().splitlines()]
+    assert bounds == sorted(bounds)
+    assert call("info", "run", "--json").json["digest"] == facts["digest"]
+
+
 def test_growing_and_collapsing(call, here):
     assert fitted(call, "--split-to", 6, "--tol", 0.1, k=2)["n_components"] == 6
     means = np.load("x.npy")[:3].copy()
@@ -118,6 +128,7 @@ def test_growing_and_collapsing(call, here):
         (("-k", "3", "--model", "kmeans", "--covariance", "full"), ("spherical", "'full'")),
         (("-k", "3", "--model", "kmeans", "--split-to", "8"), ("split_to",)),
         (("-k", "3", "--split-to", "2"), ("split_to", "got 2")),
+        (("-k", "30", "--sample-rows", "29"), ("sample_rows", "at least n_components, 30", "got 29")),
     ],
 )
 def test_what_cannot_be_met_is_refused(refused, here, options, told):

@@ -1,1 +1,1 @@
-"""EM in few passes over the data: data sets, algorithms and schedules compared by held-out likelihood."""
+"""EM in few passes over the data: data sets, runs of the package on them, tables and curves."""
