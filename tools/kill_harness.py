@@ -50,7 +50,7 @@ CASES = (
     Case("highest", "x.npy", ("-k", 4, "--precision", "highest", "--max-iter", 4, "--threads", 1)),
     Case("small chunks", "x.npy", ("-k", 4, "--chunk-rows", 1024, "--max-iter", 3)),
     Case("every segment", "long.i8bin", ("-k", 3, "--chunk-rows", 65_536, "--max-iter", 3)),
-    Case("little memory", "x.npy", ("-k", 8, "--memory", "128MiB", "--max-iter", 6)),
+    Case("little memory", "x.npy", ("-k", 8, "--memory", "160MiB", "--max-iter", 6)),
     Case("K = 1", "x.zarr", ("-k", 1, "--covariance", "full", "--max-iter", 3)),
     Case("k-means", "x.npy", ("-k", 6, "--model", "kmeans", "--max-iter", 6)),
     Case("several sizes", "x.npy", ("-k", "2,5", "--max-iter", 4)),
