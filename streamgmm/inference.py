@@ -57,6 +57,8 @@ class InferenceSettings:
     ----------
     memory_limit : int or None
         Bytes on the device (growth of the process on a CPU).
+    notify : callable or None
+        Told, in a line, what the user should know, as by `Ring`: a read that stalls.
     """
 
     device: torch.device
@@ -65,6 +67,7 @@ class InferenceSettings:
     chunk_rows: int | None = None
     threads: int = field(default_factory=reader_threads)
     host_memory: int | None = None
+    notify: Callable[[str], None] | None = None
 
 
 def posteriors(source: Source, mixture: Mixture, top: int, settings: InferenceSettings) -> Iterator[Posterior]:
@@ -172,7 +175,8 @@ def map_chunks(
     wishes = Wishes(settings.memory_limit, settings.chunk_rows, settings.threads, workers)
     plan = plan_inference(source, problem, device, wishes, kernel, result_bytes, top)
     parameters = kernel.parameters(mixture, frame, device)
-    with Ring(source, plan.chunk_rows, device, plan.threads, host_memory=settings.host_memory) as ring:
+    kept = settings.host_memory
+    with Ring(source, plan.chunk_rows, device, plan.threads, host_memory=kept, notify=settings.notify) as ring:
         for chunk in ring.stream(plan_chunks(n, plan.chunk_rows)):
             results = tuple(result.cpu() for result in of_rows(kernel, chunk.rows, parameters))
             if not torch.isfinite(results[0]).all():

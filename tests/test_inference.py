@@ -213,3 +213,27 @@ def test_a_limit_that_nothing_fits_is_refused(rows):
     settings = InferenceSettings(CPU, memory_limit=1 << 20)
     with pytest.raises(RequestError, match=r"memory limit 1.0 MiB is too small .* at least \d+ MiB is needed"):
         next(posteriors(ArraySource(rows), random_mixture("diag", K, D), 1, settings))
+
+
+class UncachedSource(ArraySource):
+    """As if its rows lay in a file on a file system that has something to say."""
+
+    def view(self, start, stop):
+        return None
+
+    @property
+    def stored_bytes(self):
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def read_uncached(self, start, stop, out):
+        self.read_into(start, stop, out)
+        return "O_DIRECT is refused"
+
+
+def test_what_reading_has_to_say_is_told(rows):
+    told = []
+    source = UncachedSource(rows)
+    how = InferenceSettings(CPU, "highest", host_memory=0, notify=told.append)
+    mixture = random_mixture("diag", K, D)
+    assert mean_log_likelihood(source, mixture, how) == mean_log_likelihood(ArraySource(rows), mixture, EXACT)
+    assert told == ["O_DIRECT is refused"]

@@ -2,9 +2,10 @@
 
     python -m tools.soak --passes 200 [--output soak.jsonl]
 
-Writes 192 MB (3 million rows of 16 float32), fits it under 96 MiB (on a GPU 160) with checkpoints after every pass, and notes resident
-memory, open files and threads behind each. The first tenth is for warming up; what comes after it is compared:
-the largest memory of the last tenth with the largest of the second. Exits 1 on growth. Run from the repository's root.
+Writes 192 MB (3 million rows of 16 float32), fits it under 96 MiB (on a GPU 160) with checkpoints after every pass, and
+notes resident memory, open files and threads behind each. The first tenth is for warming up; what comes after it is
+compared: the largest memory of the last tenth with the largest of the second. Exits 1 on growth. Run from the
+repository's root.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import click
 import torch
 
 from streamgmm.checkpoint import Checkpoints
-from streamgmm.cli.options import as_json, print_result
+from streamgmm.cli.options import as_json, print_result, warn
 from streamgmm.io.advice import describe_reading
 from streamgmm.io.bfloat16 import type_name
 from streamgmm.io.sources import open_source
@@ -68,7 +68,7 @@ def _unfinished(path: Path) -> Facts:
     if not (path / "checkpoints").is_dir():
         return facts
     checkpoints = Checkpoints(path / "checkpoints", config)
-    found = checkpoints.latest(torch.device("cpu"), lambda text: click.echo(f"streamgmm: warning: {text}", err=True))
+    found = checkpoints.latest(torch.device("cpu"), warn)
     checkpoints.close()
     if found is not None:
         state, shape = found[0], config.get("shape")

@@ -31,6 +31,11 @@ threads_option = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line of stdout.")
 
 
+def warn(text: str) -> None:
+    """A line on stderr about something that does not stop the command."""
+    click.echo(f"streamgmm: warning: {text}", err=True)
+
+
 @dataclass(frozen=True)
 class Computing:
     """``--device --precision --memory --host-memory --chunk-rows --threads --cache``, of every command that streams."""
@@ -51,6 +56,7 @@ class Computing:
             self.chunk_rows,
             self.threads,
             self.host_memory,
+            warn,
         )
 
 

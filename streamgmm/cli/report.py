@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from streamgmm.cli.options import as_json, print_result
+from streamgmm.cli.options import as_json, print_result, warn
 from streamgmm.report import read_run, write_report
 from streamgmm.units import format_bytes
 
@@ -23,7 +23,7 @@ def report(run: Path, output: Path | None, as_json: bool) -> None:
     Convergence, weights, condition numbers, a projection of the components, throughput, settings, and which components
     failed. The page needs no network, and a report that is there already is replaced.
     """
-    record = read_run(run, lambda text: click.echo(f"streamgmm: warning: {text}", err=True))
+    record = read_run(run, warn)
     path = output or (run / "report.html" if run.is_dir() else run.with_suffix(".html"))
     size = write_report(record, path)
     facts = {

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from streamgmm.checkpoint import newest
-from streamgmm.cli.options import as_json, one_path, print_result, threads_option
+from streamgmm.cli.options import as_json, one_path, print_result, threads_option, warn
 from streamgmm.errors import DataError, RequestError
 from streamgmm.io.sources import Source, open_source
 from streamgmm.passes import Course
@@ -95,7 +95,7 @@ def _known(run: Path, source: Source) -> tuple[dict[int, int], Course]:
     """Checksums that ``run`` noted of the regions of its course; it must be a run of data of this shape."""
     if not (run / "checkpoints").is_dir():
         raise RequestError(f"{run}: holds no checkpoints to compare with; name a RUN that a fit wrote")
-    loaded, _ = newest(run / "checkpoints", torch.device("cpu"), lambda text: click.echo(f"warning: {text}", err=True))
+    loaded, _ = newest(run / "checkpoints", torch.device("cpu"), warn)
     if loaded is None:
         raise RequestError(f"{run}: holds no checkpoint yet to compare with; verify without --against")
     state, _, identity = loaded
