@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
-from streamgmm.statistics import SEGMENTS, scatter_shape
+from streamgmm.statistics import SEGMENTS
 
 EFFICIENCY = {"spherical": 0.35, "tied": 0.35, "diag": 0.35, "full": 0.55}
 """Of the fused kernels: their products a second over the device's, on realistic rows (docs/benchmarks.md)."""
 
-_SUMS_ITEMSIZE = 8
 _SUMS_SENT = 6
 """Finished nodes of the tree that a process sends at most after a pass: one a level."""
 
@@ -108,9 +106,3 @@ def kernel_rows(n_components: int, n_features: int, covariance_type: str, live: 
     """Rows a second of the fused kernels on a device of so many dense 16-bit operations a second."""
     work = flops_per_row(n_components, n_features, covariance_type, live)
     return device_flops * EFFICIENCY[covariance_type] / work
-
-
-def sums_bytes(n_components: int, n_features: int, covariance_type: str) -> float:
-    """Bytes of one mixture's statistics: counts, sums and scatter, fp64."""
-    scatter = prod(scatter_shape(covariance_type, n_components, n_features))
-    return float(_SUMS_ITEMSIZE * (n_components * (1 + n_features) + scatter))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from streamgmm.cost import (
     Data,
@@ -11,9 +10,7 @@ from streamgmm.cost import (
     pass_seconds,
     slowest,
     stage_seconds,
-    sums_bytes,
 )
-from streamgmm.statistics import Statistics
 from tools.cost_table import FLOPS, KERNELS
 
 
@@ -49,10 +46,3 @@ def test_work_of_a_row():
 def test_the_kernels_that_were_measured(rows, k, d, covariance, live, milliseconds):
     said = 1e3 * rows / kernel_rows(k, d, covariance, live, FLOPS)
     assert said == pytest.approx(milliseconds, rel=0.2)
-
-
-@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
-def test_bytes_of_the_sums(covariance):
-    empty = Statistics.zeros(covariance, 5, torch.zeros(3))
-    held = [empty.counts, empty.sums, empty.scatter]
-    assert sums_bytes(5, 3, covariance) == sum(tensor.numel() * tensor.element_size() for tensor in held)

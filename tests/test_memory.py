@@ -15,10 +15,10 @@ from streamgmm.io.plan import plan_chunks
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS, Problem, select_kernel
 from streamgmm.kernels.tiled import TiledKernel
-from streamgmm.memory import MemoryPlan, Wishes, plan_fit, plan_inference
+from streamgmm.memory import MemoryPlan, Wishes, plan_fit, plan_inference, statistics_bytes
 from streamgmm.precision import CHECK_ROWS
 from streamgmm.seeding import sample_size
-from streamgmm.statistics import BLOCK_ROWS
+from streamgmm.statistics import BLOCK_ROWS, Statistics
 from streamgmm.units import parse_bytes
 from tests.oracles import COVARIANCE_TYPES
 
@@ -157,3 +157,10 @@ def test_growing_on_the_sample_counts_too():
     plain, growing = (plan_fit(source, [problem], CPU, wishes, growth=growth).needed for growth in (0, 64 << 20))
     assert growing > plain
     assert growing > 64 << 20
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
+def test_bytes_of_the_sums(covariance):
+    empty = Statistics.zeros(covariance, 5, torch.zeros(3))
+    held = [empty.counts, empty.sums, empty.scatter]
+    assert statistics_bytes(Problem(5, 3, covariance)) == sum(tensor.numel() * tensor.element_size() for tensor in held)

@@ -19,7 +19,6 @@ ships with the packages installed, and kept in --cache. ``--write`` only leaves 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterator
 from itertools import product
@@ -29,6 +28,7 @@ import numpy as np
 from passes_bench.curves import plot
 from passes_bench.datasets import MAKERS, DataSet, data_set, sorted_by_cluster
 from passes_bench.product import BASELINE, USUAL, WAYS, run
+from passes_bench.records import note, noted
 from passes_bench.tables import first_passes, tables
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="only write the data sets into this folder")
     arguments = parser.parse_args()
     if arguments.table:
-        runs = [json.loads(line) for line in arguments.table.read_text().splitlines()]
+        runs = noted(arguments.table)
         early = first_passes(runs, BASELINE)
         print(tables([*runs, *early], early[0]["method"] if arguments.sorted else BASELINE))
         if arguments.plot:
@@ -77,15 +77,11 @@ def main() -> None:
         missing = [method for method in methods if (name, k, seed, arguments.covariance, method) not in done]
         data = made(name) if missing else None
         for method in missing:
-            line = json.dumps(run(data, k, seed, arguments.covariance, method, arguments.device))
-            with arguments.output.open("a") as file:
-                print(line, file=file)
-            print(line, flush=True)
+            note(arguments.output, run(data, k, seed, arguments.covariance, method, arguments.device))
 
 
 def _done(path: Path) -> Iterator[tuple[object, ...]]:
-    for line in path.read_text().splitlines() if path.exists() else ():
-        row = json.loads(line)
+    for row in noted(path) if path.exists() else ():
         yield row["data"], row["k"], row["seed"], row["covariance"], row["method"]
 
 

@@ -13,7 +13,6 @@ five passes of `stepwise` over all rows; centroids are k-means' with at most 25 
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from passes_bench.datasets import MAKERS, DataSet, data_set
 from passes_bench.product import REG_COVAR
+from passes_bench.records import note, noted
 
 from streamgmm.ann.evaluation import TOP1
 from streamgmm.ann.ground_truth import exact_neighbours
@@ -103,15 +103,12 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="only print the table of the runs in this file")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table([json.loads(line) for line in arguments.table.read_text().splitlines()]))
+        print(table(noted(arguments.table)))
         return
     shares = [float(share) for share in arguments.shares.split(",")]
     for k, name in product(map(int, arguments.k.split(",")), arguments.data.split(",")):
         data = data_set(name, arguments.cache, arguments.rows)
-        line = json.dumps(run(data, k, arguments.seed, shares))
-        with arguments.output.open("a") as file:
-            print(line, file=file)
-        print(line, flush=True)
+        note(arguments.output, run(data, k, arguments.seed, shares))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ seeds and after each Lloyd pass. The sample is the product's, by N, D and K.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 from passes_bench.datasets import MAKERS, data_set
+from passes_bench.records import note, noted
 
 from streamgmm.algorithm import sampled_rows
 from streamgmm.fitting import fit
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="only print the table of the runs in this file")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table([json.loads(line) for line in arguments.table.read_text().splitlines()]))
+        print(table(noted(arguments.table)))
         return
     for name in arguments.data.split(","):
         rows = data_set(name, arguments.cache, arguments.rows).training
@@ -108,10 +108,7 @@ def main() -> None:
             map(int, arguments.k.split(",")), map(int, arguments.seeds.split(",")), arguments.init.split(",")
         )
         for k, seed, init in asked:
-            line = json.dumps(run(name, rows, k, init, seed, arguments.lloyd, arguments.device))
-            with arguments.output.open("a") as file:
-                print(line, file=file)
-            print(line, flush=True)
+            note(arguments.output, run(name, rows, k, init, seed, arguments.lloyd, arguments.device))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 
-from streamgmm.cost import Data, Rates, kernel_rows, pass_seconds, slowest, stage_seconds, sums_bytes
+from streamgmm.cost import Data, Rates, kernel_rows, pass_seconds, slowest, stage_seconds
+from streamgmm.kernels import Problem
+from streamgmm.memory import statistics_bytes
 
 FLOPS, LINK, DISK, SOURCE, NETWORK = 784e12, 55e9, 2.0e9, 4 * 8.7e9, 10e9
 BETWEEN = 0.33
@@ -60,7 +62,7 @@ def carried(cases: list[tuple[float, int, int, int, int, float]]) -> None:
         data = Data(rows, d, 2, rows * d * 2)
         kernel = kernel_rows(k, d, "diag", 0.05, FLOPS)
         rates = Rates(disk * 1e9, SOURCE, LINK, kernel, NETWORK, BETWEEN * k * d / (4096 * 128))
-        stages = stage_seconds(data, rates, machines * gpus, machines, sums_bytes(k, d, "diag"))
+        stages = stage_seconds(data, rates, machines * gpus, machines, statistics_bytes(Problem(k, d, "diag")))
         cells = [f"10^{len(str(int(rows))) - 1}", d, k, f"{data.size / 1e12:g} TB", f"{machines} × {gpus}"]
         cells += [f"{disk:g} GB/s", *(_told(stages[name]) for name in _STAGES)]
         cells += [f"**{_told(pass_seconds(stages, rates))}**", slowest(stages)]
