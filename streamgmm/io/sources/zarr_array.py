@@ -77,6 +77,7 @@ class ZarrSource(ExtentSource):
         self.shape = check_shape(self.name, self._array.shape)
         self.transformation = _transformation(self.name, self._array, self._store)
         _refuse_pickle(self.name, self._array)
+        _check_chunks(self.name, self._array)
         try:
             codec = sharding(self._array)
             if isinstance(self._store, RemoteStore):
@@ -283,6 +284,12 @@ def _transformation(name: str, array: ZarrArray, store: Store) -> Transformation
     if transformation.digest != about["digest"]:
         raise DataError(f"{name}: its {FILE} is another array's; restore it, or prepare the rows again")
     return transformation
+
+
+def _check_chunks(name: str, array: ZarrArray) -> None:
+    """Zarr takes a chunk of nothing in version 2."""
+    if min(piece_shape(array)) < 1:
+        raise DataError(f"{name}: its chunks are {array.chunks}, which hold no row; restore its metadata")
 
 
 def _refuse_pickle(name: str, array: ZarrArray) -> None:
