@@ -212,7 +212,7 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
     sample = draw_sample(source, max(request.sizes), request.seed, weighting, judged, size)
     if sample.weights is not None:
         weighting = replace(weighting, scale=power_of_two_near(sample.weights))
-    check_rows = check_sample(torch.from_numpy(sample.rows)).to(device)
+    check_rows = check_sample(torch.from_numpy(sample.rows), device)
     pool = sample.rows[: _pool_rows(source, request)].copy()
     course = _course(job, sample, judged) if loaded is None else loaded[0].course
     sample = replace(sample, beside=sample.beside[:0])  # all that is held from here on was asked for

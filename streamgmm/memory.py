@@ -14,7 +14,7 @@ from streamgmm.io.plan import round_chunk_rows
 from streamgmm.io.ring import DEVICE_BUFFERS, SLOTS
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import Kernel, Problem, available_precisions, select_kernel
-from streamgmm.precision import CHECK_ROWS
+from streamgmm.precision import check_rows_on
 from streamgmm.seeding import sample_size, seeding_bytes
 from streamgmm.statistics import SEGMENTS, scatter_shape
 from streamgmm.units import format_bytes
@@ -107,7 +107,7 @@ def plan_fit(
     def needed(rows: int, threads: int) -> int:
         scratch = max(kernel.scratch_bytes(largest, min(rows, n), wishes.workers) for kernel in kernels)
         streaming = _streaming(source, device, rows, threads) + scratch
-        kept = (min(n, CHECK_ROWS) + min(n, pool)) * sampled_bytes
+        kept = (min(n, check_rows_on(device)) + min(n, pool)) * sampled_bytes
         # The sample is there twice while rows are being set apart from it.
         growing = 2 * sample * sampled_bytes + scratch + growth if growth else 0
         return max(streaming + kept, seeding, growing, drawing(rows, threads)) + resident + _RUNTIME_BYTES[device.type]

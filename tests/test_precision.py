@@ -88,7 +88,7 @@ def test_little_work_is_done_in_fp64_at_once():
 
 @pytest.mark.parametrize("n", [1, 100, CHECK_ROWS, CHECK_ROWS + 1, 10 * CHECK_ROWS - 3])
 def test_checked_rows_are_spread_over_the_sample(n):
-    rows = check_sample(torch.arange(n)[:, None])
+    rows = check_sample(torch.arange(n)[:, None], torch.device("cpu"))
     assert 1 <= len(rows) <= CHECK_ROWS
     assert int(rows[0]) == 0
     assert int(rows[-1]) >= n - -(-n // CHECK_ROWS)

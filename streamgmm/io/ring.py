@@ -43,7 +43,7 @@ STALL_SECONDS = 30.0
 PATIENCE_SECONDS = 5.0
 """How long the end waits for reads in flight before it leaves them behind."""
 
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 8 << 20
 """Smaller pieces wait for each other: a thread's turn costs as much as reading a part of this from the page cache."""
 
 _Planned: TypeAlias = tuple[Span, bool]

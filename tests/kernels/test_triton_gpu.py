@@ -123,5 +123,5 @@ def test_accuracy(covariance_type, precision, data, device):
     assert errors.log_likelihood <= log_likelihood_limit(case, precision), errors
     assert errors.statistics <= STATISTICS_LIMIT[precision], errors
     # What a precision cannot hold, `auto` must not accept: from a sample it sees the error to within a fifth.
-    measured = deviation_of(case.mixture, case.frame, precision, check_sample(case.rows[:32_768]), 1)
+    measured = deviation_of(case.mixture, case.frame, precision, check_sample(case.rows[:32_768], case.rows.device), 1)
     assert not measured.acceptable or errors.log_likelihood <= 1.2 * MAX_MEAN_ABSOLUTE, measured

@@ -89,7 +89,7 @@ def _errors_on(
     rows, mixture = draw_mixture(kind, *size, scale, device, **recipe)
     sample = rows[:32_768]
     frame = frame_of(sample.cpu().numpy(), kind)
-    record: Record = {"auto": choose_precision(mixture, frame, "medium", check_sample(sample), 1)}
+    record: Record = {"auto": choose_precision(mixture, frame, "medium", check_sample(sample, sample.device), 1)}
     exact = exact_of(mixture, frame, rows)
     faults = []
     for precision in CONTRACT:
