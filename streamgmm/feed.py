@@ -16,16 +16,16 @@ class Feed:
     Parameters
     ----------
     open_ring : callable
-        Makes a ring for chunks of so many rows.
+        Makes a ring for chunks of so many rows, which keeps this share of the device memory that it may keep rows in.
     chunk_rows : int
     granule : int
         What every chunk must be a whole number of.
     """
 
-    def __init__(self, open_ring: Callable[[int], Ring], chunk_rows: int, granule: int) -> None:
+    def __init__(self, open_ring: Callable[[int, float], Ring], chunk_rows: int, granule: int) -> None:
         self._open_ring, self._granule = open_ring, granule
-        self.chunk_rows = chunk_rows
-        self.ring = open_ring(chunk_rows)
+        self.chunk_rows, self._kept = chunk_rows, 1.0
+        self.ring = open_ring(chunk_rows, self._kept)
         self._stream: Generator[Chunk] | None = None
         self._chunks_left = 0
 
@@ -59,7 +59,8 @@ class Feed:
     def shrink(self, segment: int) -> bool:
         """Begin ``segment`` of this step again with chunks of half the rows; False where they are as small as can be.
 
-        Every row comes with checksums again, as far ahead as they were asked for.
+        Half as much stays on the device, too: it may be that which leaves too little for the rest. Every row comes with
+        checksums again, as far ahead as they were asked for.
         """
         # Half of what was too much: a step's spans may be far shorter than a chunk could be.
         longest = max(span.rows for span in self._step)
@@ -68,9 +69,9 @@ class Feed:
             return False
         self._stop()
         self.ring.close()
-        self.chunk_rows, traffic = rows, self.ring.traffic
+        self.chunk_rows, self._kept, traffic = rows, self._kept / 2, self.ring.traffic
         del self.ring  # its memory is needed for the next one
-        self.ring = self._open_ring(rows)
+        self.ring = self._open_ring(rows, self._kept)
         self.ring.traffic = traffic
         again = [span for span in self._step if span.segment == segment]
         self._open([*again, *(span for span in self._left if span.segment > segment)], self._checked_rows)

@@ -286,14 +286,14 @@ def _feed(job: _Job) -> Feed:
     # What the plan leaves of the limit keeps the first chunks; without one, half of what is free.
     spare = _free_bytes(job.device) // 2 if plan.limit is None else plan.limit - plan.needed
 
-    def open_ring(rows: int) -> Ring:
+    def open_ring(rows: int, kept: float) -> Ring:
         return Ring(
             job.source,
             rows,
             job.device,
             plan.threads,
             host_memory=host,
-            device_memory=spare,
+            device_memory=int(kept * spare),
             recheck=request.recheck,
             notify=job.progress.warn,
         )
