@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from threading import Lock
 
 import numpy as np
@@ -39,10 +40,10 @@ def storage_rate(extents: Sequence[Extent], threads: int, seconds: float) -> flo
     return None if refused else rate
 
 
-def cache_rate(extents: Sequence[Extent], threads: int, seconds: float) -> float:
-    """Bytes a second of ``preadv`` of extents that lie in the page cache; the first of them are brought there first."""
-    some = list(_first_bytes(extents, SAMPLE_BYTES))
-    _rate(some, read_extent, threads, seconds, repeat=False)
+def cache_rate(extents: Sequence[Extent], threads: int, seconds: float, limit: int = SAMPLE_BYTES) -> float:
+    """Bytes a second of ``preadv`` of the first ``limit`` bytes of extents, brought to the page cache before."""
+    some = list(_first_bytes(extents, limit))
+    _rate(some, read_extent, threads, inf, repeat=False)
     return _rate(some, read_extent, threads, seconds, repeat=True)
 
 

@@ -6,7 +6,8 @@ number does not depend on how the rows were cut.
 
 from __future__ import annotations
 
-import google_crc32c
+import numpy as np
+from crc32c import crc32c
 
 from streamgmm.io.sources.base import Rows
 
@@ -19,10 +20,12 @@ UNIT_BYTES = 4
 
 def unit_checksums(rows: Rows) -> bytes:
     """CRC-32C of each `UNIT_ROWS` rows (n, D), four little-endian bytes each."""
-    units = (rows[start : start + UNIT_ROWS].tobytes() for start in range(0, len(rows), UNIT_ROWS))
-    return b"".join(google_crc32c.value(unit).to_bytes(UNIT_BYTES, "little") for unit in units)
+    raw = np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data
+    size = UNIT_ROWS * rows.shape[1] * rows.itemsize
+    units = (raw[start : start + size] for start in range(0, len(raw), size))
+    return b"".join(crc32c(unit).to_bytes(UNIT_BYTES, "little") for unit in units)
 
 
 def fold(checksum: int, units: bytes) -> int:
     """The checksum of a segment after more of its units; a segment begins with 0."""
-    return int(google_crc32c.extend(checksum, units))
+    return crc32c(units, checksum)

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import numpy as np
 import zarr
-from google_crc32c import value as crc32c
+from crc32c import crc32c
 from zarr.codecs import Crc32cCodec
 
 from streamgmm.errors import RequestError
@@ -170,7 +170,7 @@ class ShardWriter:
         content = self._chunk.reshape(-1).view(np.uint8)
         self._index.append((self.size, len(content) + 4))
         self._put(content.data)
-        self._put(crc32c(content).to_bytes(4, "little"))
+        self._put(crc32c(content.data).to_bytes(4, "little"))
         self._written += self._filled
         self._filled = 0
 

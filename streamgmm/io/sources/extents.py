@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 
 from streamgmm.errors import DataError
 from streamgmm.io.plan import Extent
@@ -207,7 +207,7 @@ def _compare(placement: Placement, covered: np.ndarray, tail: np.ndarray) -> Non
     """
     assert placement.checked is not None
     offset, length = placement.checked
-    if google_crc32c.value(np.ascontiguousarray(covered)) != int.from_bytes(tail.tobytes(), "little"):
+    if crc32c(np.ascontiguousarray(covered).data) != int.from_bytes(tail.tobytes(), "little"):
         raise DataError(
             f"{placement.file.path}: bytes {offset} to {offset + length - 1} fail their checksum (crc32c), "
             "they are damaged; restore it or write it again"

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
-from google_crc32c import value as crc32c
+from crc32c import crc32c
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import Buffer, BufferPrototype
