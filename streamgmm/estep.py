@@ -16,19 +16,19 @@ from streamgmm.statistics import Statistics
 
 @dataclass(frozen=True, eq=False)
 class BoundMixture:
-    """A mixture in the form its kernel multiplies by; made once a pass."""
+    """A mixture in the form its kernel multiplies by; made once a pass. ``origin`` (D,) is zero, on the device."""
 
     kernel: Kernel
     parameters: Any
     mixture: Mixture
     frame: Frame
     precision: str
-    device: torch.device
+    origin: Tensor
 
     def empty_statistics(self) -> Statistics:
         """Statistics of no rows, for `e_step` to add to, on the device."""
-        origin = torch.zeros(self.mixture.n_features, dtype=torch.float64)
-        return Statistics.zeros(self.mixture.covariance_type, self.mixture.n_components, origin, self.device)
+        kind, n_components = self.mixture.covariance_type, self.mixture.n_components
+        return Statistics.zeros(kind, n_components, self.origin, self.origin.device)
 
     def finish(self, statistics: Statistics) -> Statistics:
         """What `e_step` added up, in the frame's coordinates about its origin."""
@@ -45,7 +45,8 @@ def bind(
     """``mixture`` ready for `e_step` at ``precision`` (medium, high or highest); ``hard`` assigns, as k-means does."""
     problem = Problem(mixture.n_components, mixture.n_features, mixture.covariance_type)
     kernel = select_kernel(problem, precision, device, workers, hard)
-    return BoundMixture(kernel, kernel.parameters(mixture, frame, device), mixture, frame, precision, device)
+    origin = torch.zeros(mixture.n_features, dtype=torch.float64, device=device)
+    return BoundMixture(kernel, kernel.parameters(mixture, frame, device), mixture, frame, precision, origin)
 
 
 def e_step(rows: Tensor, bound: BoundMixture, statistics: Statistics, weights: Tensor | None = None) -> None:

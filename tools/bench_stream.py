@@ -187,7 +187,7 @@ def cached_readers(
         return measured
     extents = sample_extents(open_source(layout.path))
     for count in (1, 8):
-        measured[f"preadv, {count} threads"] = lambda count=count: cache_rate(extents, count, 1.0)
+        measured[f"preadv, {count} threads"] = lambda count=count: cache_rate(extents, count, 1.0, layout.size)
     return measured
 
 

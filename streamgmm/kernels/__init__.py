@@ -109,7 +109,7 @@ def select_kernel(
     RequestError
         ``precision`` is unknown, or not among the `available_precisions`.
     """
-    from streamgmm.kernels.tiled import TiledKernel
+    from streamgmm.kernels.tiled import TILE_BYTES, TiledKernel
 
     if precision not in PRECISIONS:
         raise RequestError(f"precision must be auto, {', '.join(PRECISIONS)}; got {precision!r}")
@@ -127,8 +127,9 @@ def select_kernel(
             return FullKernel()
         # `high` of ``full`` is fp64: natural parameters cancel in fp32, and fp64 tensor cores are as fast as fp32 split
         # in three.
-        return TiledKernel(torch.float64, workers, hard)
-    return TiledKernel(torch.float64 if precision == "highest" else torch.float32, workers, hard)
+        return TiledKernel(torch.float64, workers, hard, TILE_BYTES[device.type])
+    dtype = torch.float64 if precision == "highest" else torch.float32
+    return TiledKernel(dtype, workers, hard, TILE_BYTES[device.type])
 
 
 def _obstacle(problem: Problem, precision: str, device: torch.device, hard: bool) -> str | None:

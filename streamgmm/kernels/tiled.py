@@ -24,7 +24,9 @@ from streamgmm.mixture import Float64Array, Mixture
 from streamgmm.parallel import map_in_order, one_thread, scratch
 from streamgmm.statistics import Statistics, scatter_shape
 
-_TILE_BYTES = 4 << 20
+TILE_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
+"""Of a tile's features and densities, were they fp32. What a CPU's caches hold leaves a GPU idle."""
+
 _TILE_ROWS = (256, 4096)
 
 _RANKING_BYTES = 24
@@ -82,10 +84,11 @@ class TiledKernel:
     dtype: torch.dtype
     workers: int = 1
     hard: bool = False
+    tile_bytes: int = TILE_BYTES["cpu"]
 
     def granule(self, problem: Problem) -> int:
         width = n_row_features(problem) + 2 * problem.n_components
-        rows = _TILE_BYTES // (4 * width)
+        rows = self.tile_bytes // (4 * width)
         return min(max(1 << max(rows, 1).bit_length() - 1, _TILE_ROWS[0]), _TILE_ROWS[1])
 
     def scratch_bytes(self, problem: Problem, rows: int, workers: int, top: int = 0) -> int:

@@ -10,7 +10,7 @@ from streamgmm.kernels import PRECISIONS, Kernel, Problem, available_precisions,
 from streamgmm.kernels.fused.full_kernel import FullKernel
 from streamgmm.kernels.fused.full_parameters import MAX_FEATURES
 from streamgmm.kernels.fused.kernel import TritonKernel
-from streamgmm.kernels.tiled import TiledKernel
+from streamgmm.kernels.tiled import TILE_BYTES, TiledKernel
 from streamgmm.mixture import COVARIANCE_TYPES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -20,8 +20,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
 def test_highest_is_fp64_and_a_cpu_needs_no_more_than_float32(kind, hard, device):
-    problem = Problem(5, 300, kind)
-    assert select_kernel(problem, "highest", device, 3, hard) == TiledKernel(torch.float64, 3, hard)
+    problem, widest = Problem(5, 300, kind), TiledKernel(torch.float64, 3, hard, TILE_BYTES[device.type])
+    assert select_kernel(problem, "highest", device, 3, hard) == widest
     for precision in ("medium", "high"):
         assert select_kernel(problem, precision, CPU, 3, hard) == TiledKernel(torch.float32, 3, hard)
 
@@ -39,8 +39,8 @@ def test_fused_on_a_gpu(kind, hard, precision, monkeypatch):
     [
         ("medium", 1, False, FullKernel()),
         ("medium", MAX_FEATURES, False, FullKernel()),
-        ("high", MAX_FEATURES, False, TiledKernel(torch.float64)),
-        ("high", 4, True, TiledKernel(torch.float64, hard=True)),
+        ("high", MAX_FEATURES, False, TiledKernel(torch.float64, tile_bytes=TILE_BYTES["cuda"])),
+        ("high", 4, True, TiledKernel(torch.float64, hard=True, tile_bytes=TILE_BYTES["cuda"])),
     ],
 )
 def test_full_on_a_gpu(precision: str, d: int, hard: bool, kernel: Kernel):

@@ -40,9 +40,11 @@ from streamgmm.kernels.tiled import TiledKernel
 from streamgmm.mixture import Mixture
 from streamgmm.statistics import Statistics
 
+# Of the granules that are worked on at once. With K = 8192 and D = 128 they are 32: fewer leave multiprocessors idle in
+# the last wave of programs, and the host nothing to do while the second launch runs.
 _ROW_BYTES = 272 << 20
-_MAXIMA_BYTES = 160 << 20
-_PARTIAL_BYTES = 80 << 20
+_MAXIMA_BYTES = 272 << 20
+_PARTIAL_BYTES = 144 << 20
 _RESP_BYTES = 384 << 20
 _WEIGHT_BYTES = 4
 # Beyond this share of live pairs it costs no more to visit all.
@@ -338,9 +340,9 @@ def _add_rows(statistics: Statistics, working: WorkingRows, weights: RowWeights 
         COMMON=form.lacks_norm, GRANULE=granule_of(form.parameters.problem),
         WEIGHTED=weights is not None, BLOCK_ROWS=1024,
     )  # fmt: skip
-    sums[:, 0] += NATS * form.offset * sums[:, 1]
-    _add(statistics.log_likelihood.view(1, 1), sums[:, None, :1])
-    _add(statistics.n_rows.view(1, 1), sums[:, None, 1:])
+    if form.offset:
+        sums[:, 0] += NATS * form.offset * sums[:, 1]
+    sum_code.add_rows[(1,)](statistics.log_likelihood, statistics.n_rows, sums, granules)
 
 
 def _likelihood(working: WorkingRows) -> Tensor:

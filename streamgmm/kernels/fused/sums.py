@@ -206,6 +206,18 @@ def sum_rows(
     tl.store(out + 2 * granule + 1, tl.sum(total, axis=0))
 
 
+@triton.jit(do_not_specialize=["n_granules"])
+def add_rows(total_likelihood, total_rows, sums, n_granules):
+    """fp64 totals () += the two sums of `sum_rows`, one granule after the other."""
+    likelihood = tl.load(total_likelihood)
+    rows = tl.load(total_rows)
+    for granule in range(n_granules):
+        likelihood += tl.load(sums + 2 * granule)
+        rows += tl.load(sums + 2 * granule + 1)
+    tl.store(total_likelihood, likelihood)
+    tl.store(total_rows, rows)
+
+
 @triton.jit(do_not_specialize=["n_granules", "pitch"])
 def add_partials(
     total_counts, total_sums, total_scatter, order, counts, sums, scatter, n_granules, pitch,
