@@ -6,7 +6,7 @@ Writes ROWS × 32 uint8 to FOLDER (``.u8bin``, removed afterwards): clusters who
 different from every other, and the same for the same seed. Then, each by the command line in a process of its own,
 
 * a fit (K = 1024, diag, ``--memory 4GiB --host-memory 16GiB``) that nobody disturbs;
-* the same fit, which gets SIGKILL in the middle of its second pass, and is resumed;
+* the same fit, which gets SIGKILL in the middle of a pass after the first, and is resumed;
 * ``verify`` of the file against what the first pass of the first fit read, segment by segment.
 
 Digests must be equal, and the mean of the model that of the rows, which a hole or a repeat would move. Prints a JSON
@@ -97,15 +97,15 @@ def finished(arguments: list[str]) -> dict[str, Any]:
     return facts
 
 
-def kill_in_the_second_pass(arguments: list[str], run: Path) -> float:
-    """SIGKILL half a first pass after the first update; gives how many passes of training had been saved."""
+def kill_in_a_later_pass(arguments: list[str], run: Path) -> float:
+    """SIGKILL a quarter of the first pass's time after it; gives how many passes of training had been saved."""
     child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     history = run / "history.jsonl"
     while child.poll() is None and not (history.exists() and updates(run)):
         time.sleep(0.01)
     if child.poll() is not None:
         sys.exit("the run ended before it could be killed")
-    time.sleep(0.5 * updates(run)[0]["update_seconds"])
+    time.sleep(0.25 * updates(run)[0]["update_seconds"])
     child.kill()
     child.wait()
     saved = finished(command("info", run, "--json"))
@@ -144,7 +144,7 @@ def main() -> int:
         writing = time.perf_counter() - begun
         print(f"{writing:.0f} s to write", file=sys.stderr, flush=True)
         undisturbed = finished(fit(whole))
-        saved = kill_in_the_second_pass(fit(broken), broken)
+        saved = kill_in_a_later_pass(fit(broken), broken)
         resumed = finished(fit(broken))
         verified = finished(command("verify", data, "--against", whole, "--json"))
         mixture = Mixture.load(whole / "model.safetensors")

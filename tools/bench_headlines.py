@@ -4,8 +4,8 @@
 
 ``time``: one E-step over a million rows that lie on the device: torch's textbook E-step (fp32 and tf32 products),
 torchgmm's (its log-probabilities and responsibilities alone: its trainer does not run with every Lightning), ours.
-Then whole iterations over ``--rows`` rows that stay on the device, textbook EM beside `streamgmm.fitting.fit` with its
-M-step, its checks and its history.
+Then whole iterations over ``--rows`` float16 rows that stay on the device, textbook EM beside `streamgmm.fitting.fit`
+with its M-step, its checks and its history.
 
 ``reach``: the most rows that each takes through an iteration while the allocator refuses more than ``--limit``: both
 textbook E-steps write an N×K matrix, so their limit is found by bisection; ours is run on a hundred times the larger.
@@ -114,9 +114,7 @@ def iterations(case: Workload, rows: np.ndarray) -> dict[str, Any]:
 
 
 def fitted(rows: np.ndarray, kind: str, limit: int | None) -> FitResult:
-    request = FitRequest(
-        K, kind, max_iter=ITERATIONS, tol=0.0, init="random_from_data", device="cuda", memory_limit=limit
-    )
+    request = FitRequest(K, kind, max_iter=ITERATIONS, tol=0.0, device="cuda", memory_limit=limit)
     return fit(ArraySource(rows), request)
 
 
@@ -184,7 +182,7 @@ def reach(case: Workload, torchgmm: TorchGMM | None, distinct: np.ndarray, limit
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torchgmm", type=Path)
-    parser.add_argument("--rows", type=int, default=32_000_000, help="of whole iterations")
+    parser.add_argument("--rows", type=int, default=100_000_000, help="of whole iterations")
     parser.add_argument("--limit", type=int, default=4 << 30, help="bytes of device memory")
     parser.add_argument("--covariance", nargs="+", default=["spherical", "diag"])
     parser.add_argument("--output", type=Path, help="a file for the JSON lines; otherwise stdout")
@@ -202,7 +200,7 @@ def main() -> None:
         case = workload("realistic", drawn, K, kind)
         distinct = case.rows.cpu().numpy()
         tell("time of an E-step, ms, 1M rows", kind, one_step(case, torchgmm))
-        many = np.tile(distinct, (-(-arguments.rows // len(distinct)), 1))[: arguments.rows]
+        many = np.tile(distinct.astype(np.float16), (-(-arguments.rows // len(distinct)), 1))[: arguments.rows]
         tell("time of an iteration, s", kind, iterations(case, many))
         del many
         tell(f"most rows under {arguments.limit} bytes", kind, reach(case, torchgmm, distinct, arguments.limit))

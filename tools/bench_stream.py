@@ -57,6 +57,8 @@ CHUNK_BYTES = 32 << 20
 
 GPU_CHUNK_BYTES = 128 << 20
 
+STAGES = ("cache", "disk", "device", "kernel")
+
 _CHECKED_ROW = 64
 
 _DISTINCT_ROWS = 1 << 20
@@ -316,6 +318,29 @@ def flash_streaming(peer: ModuleType, pinned: torch.Tensor, means: np.ndarray, c
     return read
 
 
+Stages = Iterator[tuple[str, dict[str, Callable[[], float]]]]
+
+
+def stages_on_host(layout: Layout, arguments: argparse.Namespace) -> Stages:
+    """Those of ``arguments.stages`` that need no device: a name and its readers."""
+    threads = arguments.threads
+    if "cache" in arguments.stages:
+        yield "page cache to memory", cached_readers(layout, threads)
+        yield "page cache to memory, a core-second", cached_readers(layout, threads, core_rate)
+    if "disk" in arguments.stages:
+        yield "disk to memory", direct_readers(layout, threads)
+
+
+def stages_on_device(layout: Layout, arguments: argparse.Namespace) -> Stages:
+    """Those that do."""
+    threads, amount = arguments.threads, arguments.pinned_gigabytes
+    if "device" in arguments.stages:
+        yield "to the device", device_readers(layout, threads, amount)
+    if "kernel" in arguments.stages:
+        for k in (1024, 8192):
+            yield "with a kernel", kernel_readers(threads, amount, k, arguments.flash_kmeans)
+
+
 def measure(
     stage: str, layout: str, readers: dict[str, Callable[[], float]], rounds: int, output: TextIO
 ) -> dict[str, list[float]]:
@@ -352,6 +377,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pinned-gigabytes", type=float, default=8.6, help="with a CUDA device")
     parser.add_argument("--flash-kmeans", type=Path, help="its folder; otherwise the installed package")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--output", type=Path, help="a file for the JSON lines; otherwise stdout")
     arguments = parser.parse_args()
     output = arguments.output.open("w") if arguments.output else sys.stdout
@@ -364,18 +390,10 @@ def main() -> None:
         ]
         os.sync()
         for layout in layouts:
-            for stage, readers in (
-                ("page cache to memory", cached_readers(layout, arguments.threads)),
-                ("page cache to memory, a core-second", cached_readers(layout, arguments.threads, core_rate)),
-                ("disk to memory", direct_readers(layout, arguments.threads)),
-            ):
+            for stage, readers in stages_on_host(layout, arguments):
                 tables.append((stage, layout.name, measure(stage, layout.name, readers, arguments.rounds, output)))
         if torch.cuda.is_available():
-            amount, threads = arguments.pinned_gigabytes, arguments.threads
-            found = [("to the device", device_readers(layouts[0], threads, amount))]
-            for k in (1024, 8192):
-                found.append(("with a kernel", kernel_readers(threads, amount, k, arguments.flash_kmeans)))
-            for stage, readers in found:
+            for stage, readers in stages_on_device(layouts[0], arguments):
                 tables.append((stage, "fp16", measure(stage, "fp16", readers, arguments.rounds, output)))
     finally:
         shutil.rmtree(folder)
