@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import fsum
@@ -11,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from streamgmm.errors import RequestError
 from streamgmm.io.bfloat16 import BFLOAT16
 from streamgmm.io.sources import open_source
 from streamgmm.io.sources.base import Source
+from streamgmm.io.sources.instances import is_dask, is_zarr_array, is_zarr_group
 from streamgmm.io.sources.spooled import SpooledSource
 from streamgmm.weighting import Weighting, open_weights
 
@@ -134,17 +133,11 @@ def joined(pieces: Iterable[np.ndarray], out: np.ndarray) -> np.ndarray:
     return out
 
 
-def is_dask(X: Any) -> bool:
-    """Whether ``X`` is a Dask array."""
-    dask = sys.modules.get("dask.array")
-    return dask is not None and isinstance(X, dask.Array)
-
-
 def is_streamed(X: Any) -> bool:
     """Whether ``X`` is read piece by piece, rather than checked as a whole."""
-    if isinstance(X, (Source, str, bytes, os.PathLike, zarr.Array, zarr.Group, torch.Tensor, np.memmap)):
+    if isinstance(X, (Source, str, bytes, os.PathLike, torch.Tensor, np.memmap)):
         return True
-    if is_dask(X):
+    if is_dask(X) or is_zarr_array(X) or is_zarr_group(X):
         return True
     if np.ma.isMaskedArray(X):  # scikit-learn would use what is masked
         return True

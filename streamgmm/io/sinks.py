@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Protocol
 
 import numpy as np
-import zarr
 
 from streamgmm.errors import RequestError
 from streamgmm.io.sources.base import Rows
@@ -100,6 +99,8 @@ class _ZarrSink:
         self._chunk_rows = chunk
 
     def __enter__(self) -> _ZarrSink:
+        import zarr
+
         shutil.rmtree(self._temporary, ignore_errors=True)
         try:
             with naming(self._path):
