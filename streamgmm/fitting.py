@@ -108,11 +108,12 @@ def assist(source: Source, request: FitRequest, progress: Progress | None = None
             source.shape[0], feed.ring, None, job.progress, float("inf"), History(), time.perf_counter()
         )
         job.progress.stage("training")
+        streaming = time.perf_counter()
         train(None, Training(source, settings, job.device, recorder, world), feed)
         if len(request.sizes) > 1 or request.holdout:
             job.progress.stage("evaluating")
             _evaluations(job, None, settings, feed)
-        usage_of(job, feed, 0.0)
+        usage_of(job, feed, streaming)
 
 
 _NOTHING_TO_DO = Message({"finished": True})
@@ -312,5 +313,6 @@ def _finished(run: RunFolder, request: FitRequest) -> FitResult | None:
         why=str(facts.get("why", "")),
         bottleneck=str(facts.get("bottleneck", "")),
         hit_rates=dict(facts.get("hit_rates", {})),
+        n_processes=int(facts.get("n_processes", 1)),
         **{name: facts.get(name, 0) for name in (*kept, "all_converged", "peak_host_bytes", "peak_device_bytes")},
     )

@@ -10,30 +10,32 @@ import torch
 
 from streamgmm.distributed import Message
 from streamgmm.feed import Feed
-from streamgmm.io.traffic import bottleneck
+from streamgmm.io.traffic import bottleneck, shares
 from streamgmm.job import Job
 
 
 def usage_of(job: Job, feed: Feed, begun: float) -> dict[str, Any]:
-    """What the processes took, on the leader: bytes added up; waiting, and memory, of the one that has most.
-
-    The bottleneck since ``begun``, and where rows came from, are the leader's own.
+    """What the processes took since ``begun``, on the leader: bytes added up; waiting, and memory, of the one that has
+    most. The bottleneck is that of the process which waited longest: the others wait for it when the pass ends.
     """
     device, traffic = job.device, feed.ring.traffic
-    own = {
+    numbers = {
         "bytes_streamed": traffic.bytes_read,
         "bytes_copied": traffic.bytes_copied,
         "seconds_waiting": traffic.seconds_waiting,
         "peak_host_bytes": peak_host_bytes(),
         "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
     }
-    all_of_them = [message.facts for message in job.world.gather(Message(own))]
+    limit = bottleneck(traffic, time.perf_counter() - begun)
+    own = Message({**numbers, "bottleneck": limit, "tiers": traffic.bytes_by_tier})
+    all_of_them = [message.facts for message in job.world.gather(own)]
     if not all_of_them:
         return {}
     return {
-        **{name: (sum if name.startswith("bytes") else max)(each[name] for each in all_of_them) for name in own},
-        "bottleneck": bottleneck(traffic, time.perf_counter() - begun),
-        "hit_rates": traffic.hit_rates,
+        **{name: (sum if name.startswith("bytes") else max)(each[name] for each in all_of_them) for name in numbers},
+        "bottleneck": max(all_of_them, key=lambda each: each["seconds_waiting"])["bottleneck"],
+        "hit_rates": shares([each["tiers"] for each in all_of_them]),
+        "n_processes": job.world.size,
     }
 
 
