@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "streamgmm"
 
 LAYERS = [
-    ["errors", "_version", "units", "parallel", "storage"],
+    ["errors", "_version", "exact", "units", "parallel", "storage"],
     ["transforms"],
     ["device", "mixture", "statistics", "frame"],
     ["cost", "io"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from math import fsum
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from streamgmm.errors import RequestError
+from streamgmm.exact import exact_sum
 from streamgmm.io.bfloat16 import BFLOAT16
 from streamgmm.io.sources import open_source
 from streamgmm.io.sources.base import Source
@@ -99,14 +99,14 @@ def total_weight(weighting: Weighting, n: int) -> float:
 def weighted_sum(pieces: Iterable[np.ndarray], weighting: Weighting) -> float:
     """Σwx of all rows' values, which come in ``pieces``; exact, however the pieces were cut."""
 
-    def products() -> Iterator[float]:
+    def products() -> Iterator[np.ndarray]:
         start = 0
         for piece in pieces:
             weights = weighting.training(start, start + len(piece))
-            yield from (piece if weights is None else piece * weights).tolist()
+            yield piece if weights is None else piece * weights
             start += len(piece)
 
-    return fsum(products())
+    return exact_sum(products())
 
 
 def is_iterator(X: Any) -> bool:
