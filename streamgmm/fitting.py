@@ -1,65 +1,47 @@
-"""One fit from source to result: plan, sample, seed or resume, train, save."""
+"""One fit from source to result: plan, sample, start or resume, train, save."""
 
 from __future__ import annotations
 
-import resource
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from streamgmm.algorithm import course_of, rows_to_judge_order, sampled_rows
+from streamgmm.algorithm import rows_to_judge_order, sampled_rows
 from streamgmm.checkpoint import History
 from streamgmm.consistency import check_fits
-from streamgmm.device import compute_workers, resolve_device
 from streamgmm.distributed import ALONE, Message, World
-from streamgmm.errors import DamagedFileError, DataError, RunError
+from streamgmm.errors import DamagedFileError, RunError
 from streamgmm.estep import bind
 from streamgmm.evaluation import Evaluation, evaluate
-from streamgmm.exchangeability import run_bytes
 from streamgmm.feed import Feed
-from streamgmm.frame import Frame, frames_of
-from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
-from streamgmm.io.traffic import bottleneck
-from streamgmm.kernels import Problem
-from streamgmm.kernels.tiled import n_row_features
-from streamgmm.kmeans_parallel import ROUNDS, Candidates, Stream, candidates, n_candidates
-from streamgmm.memory import MemoryPlan, Wishes, plan_fit
+from streamgmm.job import Job, job_of, open_feed, pool_rows
 from streamgmm.mixture import Mixture
 from streamgmm.parallel import one_thread
 from streamgmm.passes import Course
 from streamgmm.precision import check_sample, choose_precision, first_precision
 from streamgmm.recorder import Progress, Recorder
-from streamgmm.request import FitRequest, identity_of, not_stepwise, validate
+from streamgmm.request import FitRequest, identity_of
 from streamgmm.result import FitResult, FittedModel, best_model
 from streamgmm.run import RunFolder
-from streamgmm.seeding import Sample, centres_among, draw_sample, first_centres, first_mixture
+from streamgmm.seeding import draw_sample
 from streamgmm.sharing import spread
+from streamgmm.starting import chosen_course, drawn_candidates, seeded, watch_of
 from streamgmm.state import TrainingState, best_of
 from streamgmm.steps.candidate import Candidate, Step
 from streamgmm.steps.collapse import repair_policy
 from streamgmm.steps.em import EMStep
-from streamgmm.steps.gain import split_bytes
-from streamgmm.steps.growth import SampleEM, first_size, grown
-from streamgmm.steps.kmeans import KMeansStep, with_centres
-from streamgmm.steps.squarem import MIXTURES_BEHIND, Squarem
+from streamgmm.steps.kmeans import KMeansStep
+from streamgmm.steps.squarem import Squarem
 from streamgmm.steps.stepwise import Schedule, StepwiseStep
-from streamgmm.steps.watch import Watch
-from streamgmm.training import Lead, Training, TrainingSettings, train
+from streamgmm.task import Lead, Training, TrainingSettings
+from streamgmm.training import train
 from streamgmm.transforms import Transformation
+from streamgmm.usage import usage_of
 from streamgmm.weighting import Weighting, power_of_two_near
-
-_POOL_ROWS = 8192
-_POOL_BYTES = 16 << 20
-
-WATCHED_ROWS = 4096
-"""Rows of the sample on which the passes of a stepwise run are judged."""
 
 
 def fit(
@@ -87,7 +69,7 @@ def fit(
     PeerLost
         Another process is gone; what it had summed since the last checkpoint is lost.
     """
-    job = _job(source, request, progress, world)
+    job = job_of(source, request, progress, world)
     if output is None:
         return _fit(job, None)
     run = RunFolder(output, fresh=fresh)
@@ -111,7 +93,7 @@ def assist(source: Source, request: FitRequest, progress: Progress | None = None
 
     Raises as `fit`, or Reported where the leader does.
     """
-    job = _job(source, request, progress, world)
+    job = job_of(source, request, progress, world)
     job.progress.stage("waiting")
     told = world.broadcast(None)
     if told.facts == _NOTHING_TO_DO.facts:
@@ -119,85 +101,26 @@ def assist(source: Source, request: FitRequest, progress: Progress | None = None
     # How often to go on is the leader's to say.
     weighting = replace(_weighting(request), scale=float(told.facts["scale"]))
     if told.facts["draws"]:
-        _drawn(job, weighting, None)
+        drawn_candidates(job, weighting, None)
     settings = _settings(job, weighting, "em")
-    with _feed(job) as feed:
+    with open_feed(job) as feed:
         recorder = Recorder(
             source.shape[0], feed.ring, None, job.progress, float("inf"), History(), time.perf_counter()
         )
         job.progress.stage("training")
+        streaming = time.perf_counter()
         train(None, Training(source, settings, job.device, recorder, world), feed)
         if len(request.sizes) > 1 or request.holdout:
             job.progress.stage("evaluating")
             _evaluations(job, None, settings, feed)
-        _usage(job, feed, 0.0)
+        usage_of(job, feed, streaming)
 
 
 _NOTHING_TO_DO = Message({"finished": True})
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """A request that was found possible, and what it will use."""
-
-    source: Source
-    request: FitRequest
-    device: torch.device
-    workers: int
-    plan: MemoryPlan
-    progress: Progress
-    world: World
-
-
-def _job(source: Source, request: FitRequest, progress: Progress | None, world: World) -> _Job:
-    """Raises as `fit`, also where another process sees other data."""
-    validate(request, source)
-    device = resolve_device(request.device, world.local_rank)
-    workers = compute_workers(device, world.local_size)
-    job = _Job(source, request, device, workers, _plan(source, request, device, workers), progress or Progress(), world)
-    fingerprints = [message.facts["data"] for message in world.gather(Message({"data": source.fingerprint}))]
-    for rank, fingerprint in enumerate(fingerprints):
-        if fingerprint != source.fingerprint:
-            raise DataError(f"{source.name}: process {rank} sees other data under this name; show all of them the same")
-    return job
-
-
-def _plan(source: Source, request: FitRequest, device: torch.device, workers: int) -> MemoryPlan:
-    def problems(sizes: Iterable[int]) -> list[Problem]:
-        return [Problem(k, source.shape[1], request.covariance_type) for k in sizes]
-
-    trained = request.sizes if request.split_to is None else (request.split_to,)
-    sampled = sampled_rows(request, source)
-    smaller = (*request.sizes, *((1,) if request.collapse == "drop" else ()))
-    wishes = Wishes(request.memory_limit, request.chunk_rows, request.threads, workers)
-    pool = _pool_rows(source, request)
-    candidates = problems(trained * request.n_init)
-    growth = 0
-    if request.algorithm != "em" and not not_stepwise(request):
-        smaller, pool = (*smaller, first_size(request.sizes[0])), pool + WATCHED_ROWS
-        growth = run_bytes(source) + split_bytes(sampled, source.shape[1], workers)
-    return plan_fit(
-        source,
-        candidates,
-        device,
-        wishes,
-        smaller=problems(smaller),
-        hard=request.hard,
-        pool=pool,
-        growth=growth,
-        drawn=Problem(n_candidates(max(request.sizes)), source.shape[1], "spherical") if request.draws_seeds else None,
-        behind=MIXTURES_BEHIND if request.accelerate == "squarem" else 0,
-        sampled=sampled,
-    )
-
-
-def _pool_rows(source: Source, request: FitRequest) -> int:
-    """Rows that empty components may restart from."""
-    return min(_POOL_ROWS, max(1, _POOL_BYTES // (8 * source.shape[1]))) if request.collapse == "reseed" else 0
-
-
 @one_thread()
-def _fit(job: _Job, run: RunFolder | None) -> FitResult:
+def _fit(job: Job, run: RunFolder | None) -> FitResult:
     """Seed or resume, train, and describe the best candidate of each size."""
     source, request, device, progress = job.source, job.request, job.device, job.progress
     n_samples, n_features = source.shape
@@ -213,8 +136,8 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
     if sample.weights is not None:
         weighting = replace(weighting, scale=power_of_two_near(sample.weights))
     check_rows = check_sample(torch.from_numpy(sample.rows), device)
-    pool = sample.rows[: _pool_rows(source, request)].copy()
-    course = _course(job, sample, judged) if loaded is None else loaded[0].course
+    pool = sample.rows[: pool_rows(source, request)].copy()
+    course = chosen_course(job, sample, judged) if loaded is None else loaded[0].course
     sample = replace(sample, beside=sample.beside[:0])  # all that is held from here on was asked for
     if course.why:
         progress.note(course.why)
@@ -222,14 +145,14 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
     job.world.broadcast(Message({"scale": weighting.scale, "draws": draws}))
     if loaded is None:
         progress.stage("seeding")
-        drawn = _drawn(job, weighting, sample) if draws else None
-        state, history = replace(_seeded(job, sample, course, check_rows, drawn), course=course), History()
+        drawn = drawn_candidates(job, weighting, sample) if draws else None
+        state, history = replace(seeded(job, sample, course, check_rows, drawn), course=course), History()
     else:
         state, history, _ = loaded
-    watch = _watch(job, sample) if course.planned_passes else None
+    watch = watch_of(job, sample) if course.planned_passes else None
     del sample
     settings = _settings(job, weighting, course.algorithm)
-    with _feed(job) as feed:
+    with open_feed(job) as feed:
         recorder = Recorder(n_samples, feed.ring, run, progress, request.checkpoint_every, history, begun)
         progress.stage("training")
         streaming = time.perf_counter()
@@ -242,7 +165,7 @@ def _fit(job: _Job, run: RunFolder | None) -> FitResult:
             progress.stage("evaluating")
             models = _evaluated(job, models, state, settings, check_rows, feed)
             rows_read += n_samples
-        usage = _usage(job, feed, streaming)
+        usage = usage_of(job, feed, streaming)
     return FitResult(
         models=models,
         best=best_model(models, request.chosen_by),
@@ -273,64 +196,11 @@ def _weighting(request: FitRequest) -> Weighting:
     return Weighting(request.weights, request.holdout, request.seed, request.nonfinite == "skip")
 
 
-def _settings(job: _Job, weighting: Weighting, algorithm: str) -> TrainingSettings:
+def _settings(job: Job, weighting: Weighting, algorithm: str) -> TrainingSettings:
     request = job.request
     return TrainingSettings(
         weighting, request.iterations(algorithm), request.max_passes, request.precision, job.workers, request.hard
     )
-
-
-def _feed(job: _Job) -> Feed:
-    plan, request = job.plan, job.request
-    host = None if request.host_memory is None else request.host_memory // job.world.local_size
-    # What the plan leaves of the limit keeps the first chunks; without one, half of what is free.
-    spare = _free_bytes(job.device) // 2 if plan.limit is None else plan.limit - plan.needed
-
-    def open_ring(rows: int, kept: float) -> Ring:
-        return Ring(
-            job.source,
-            rows,
-            job.device,
-            plan.threads,
-            host_memory=host,
-            device_memory=int(kept * spare),
-            recheck=request.recheck,
-            notify=job.progress.warn,
-        )
-
-    return Feed(open_ring, plan.chunk_rows, plan.granule)
-
-
-def _free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def _usage(job: _Job, feed: Feed, begun: float) -> dict[str, Any]:
-    """What the processes took, on the leader: bytes added up; waiting, and memory, of the one that has most.
-
-    The bottleneck since ``begun``, and where rows came from, are the leader's own.
-    """
-    device, traffic = job.device, feed.ring.traffic
-    own = {
-        "bytes_streamed": traffic.bytes_read,
-        "bytes_copied": traffic.bytes_copied,
-        "seconds_waiting": traffic.seconds_waiting,
-        "peak_host_bytes": peak_host_bytes(),
-        "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
-    }
-    all_of_them = [message.facts for message in job.world.gather(Message(own))]
-    if not all_of_them:
-        return {}
-    return {
-        **{name: (sum if name.startswith("bytes") else max)(each[name] for each in all_of_them) for name in own},
-        "bottleneck": bottleneck(traffic, time.perf_counter() - begun),
-        "hit_rates": traffic.hit_rates,
-    }
-
-
-def peak_host_bytes() -> int:
-    """Largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _step(request: FitRequest, pool: np.ndarray, state: TrainingState) -> Step:
@@ -356,7 +226,7 @@ def _models(state: TrainingState, request: FitRequest, scale: float) -> tuple[Fi
 
 
 def _evaluated(
-    job: _Job,
+    job: Job,
     models: tuple[FittedModel, ...],
     state: TrainingState,
     settings: TrainingSettings,
@@ -380,7 +250,7 @@ def _evaluated(
     )
 
 
-def _evaluations(job: _Job, final: TrainingState | None, settings: TrainingSettings, feed: Feed) -> list[Evaluation]:
+def _evaluations(job: Job, final: TrainingState | None, settings: TrainingSettings, feed: Feed) -> list[Evaluation]:
     """Of the candidates of ``final``, which the leader brings; the others get nothing."""
     shared = spread(final, job.world, job.device)
     assert shared is not None
@@ -443,111 +313,6 @@ def _finished(run: RunFolder, request: FitRequest) -> FitResult | None:
         why=str(facts.get("why", "")),
         bottleneck=str(facts.get("bottleneck", "")),
         hit_rates=dict(facts.get("hit_rates", {})),
+        n_processes=int(facts.get("n_processes", 1)),
         **{name: facts.get(name, 0) for name in (*kept, "all_converged", "peak_host_bytes", "peak_device_bytes")},
     )
-
-
-def _course(job: _Job, sample: Sample, judged: np.ndarray) -> Course:
-    trained = len(sample.rows) - int(_watched(job, sample).sum())
-    return course_of(job.request, job.source, sample, judged, trained)
-
-
-def _watched(job: _Job, sample: Sample) -> np.ndarray:
-    """Which rows of the sample a stepwise run keeps for judging its passes, (n,) bool."""
-    n = len(sample.rows)
-    chosen = np.random.default_rng([job.request.seed, 3]).permutation(n)[: min(WATCHED_ROWS, n // 8)]
-    return np.isin(np.arange(n), chosen)
-
-
-def _watch(job: _Job, sample: Sample) -> Watch | None:
-    """What passes are judged on; None where that would be fewer than two rows."""
-    kept = sample.where(_watched(job, sample))
-    weights = np.ones(len(kept.rows)) if kept.weights is None else kept.weights
-    rows = torch.from_numpy(kept.rows).to(job.device)
-    return Watch(rows, torch.from_numpy(weights)) if len(rows) > 1 else None
-
-
-def _drawn(job: _Job, weighting: Weighting, sample: Sample | None) -> Candidates | None:
-    """Candidates for seeds from every row, on the leader, whose ``sample`` it is."""
-    request = job.request
-    precision = "high" if request.precision == "auto" else request.precision
-    with _feed(job) as feed:
-        stream = Stream(
-            job.source, feed.ring, feed.chunk_rows, weighting, job.device, precision, job.workers, job.world
-        )
-        return candidates(stream, max(request.sizes), request.seed, sample)
-
-
-def _seeded(
-    job: _Job, sample: Sample, course: Course, check_rows: torch.Tensor, drawn: Candidates | None
-) -> TrainingState:
-    """Candidates to start from, size by size."""
-    request = job.request
-    # For seeding one scale for all features: it measures distances in the data's own proportions.
-    frame, seeding_frame = frames_of(sample.rows, request.covariance_type, "spherical")
-    rows_read, stepwise = sample.rows_read, course.planned_passes > 0
-    if drawn is not None:
-        rows_read += (ROUNDS + 1) * job.source.shape[0]
-    if stepwise:
-        sample = sample.where(~_watched(job, sample))
-    first = _first(job, sample, seeding_frame, drawn)
-    if stepwise and not request.start.is_given:
-        mixtures = [_grown(job, sample, frame, first(first_size(request.sizes[0]), 0), check_rows)]
-    else:
-        mixtures = [first(k, i) for k in request.sizes for i in range(request.n_init)]
-    candidates = tuple(Candidate(mixture, _first_precision(job, mixture.n_components)) for mixture in mixtures)
-    return TrainingState(candidates, frame, rows_read=rows_read)
-
-
-def _first_precision(job: _Job, n_components: int) -> str:
-    n, d = job.source.shape
-    problem = Problem(n_components, d, job.request.covariance_type)
-    on_cpu = job.device.type == "cpu"
-    return first_precision(job.request.precision, n * n_components * n_row_features(problem) if on_cpu else inf)
-
-
-def _first(job: _Job, sample: Sample, frame: Frame, drawn: Candidates | None) -> Callable[[int, int], Mixture]:
-    """The seeded mixture of so many components, for each start."""
-    request, rows, weights = job.request, *_on_device(job, sample)
-
-    def first(n_components: int, number: int) -> Mixture:
-        seed, start = [request.seed, 1 + number], request.start
-        if drawn is not None:
-            among, counts = (torch.from_numpy(array).to(job.device) for array in (drawn.rows, drawn.counts))
-            start = replace(start, means=centres_among(among, counts, frame, n_components, seed, job.workers))
-        if request.hard:
-            return with_centres(
-                *first_centres(rows, frame, n_components, request.init, start, seed, job.workers, weights)
-            )
-        return first_mixture(
-            rows,
-            frame,
-            n_components,
-            request.covariance_type,
-            request.init,
-            start,
-            request.reg_covar,
-            seed,
-            job.workers,
-            weights,
-        )
-
-    return first
-
-
-def _grown(job: _Job, sample: Sample, frame: Frame, first: Mixture, check_rows: torch.Tensor) -> Mixture:
-    """``first`` grown on the sample to the size asked for."""
-    job.progress.stage("growing")
-    if sample.weights is not None:
-        sample = replace(sample, weights=sample.weights * power_of_two_near(sample.weights))
-    request, rows, weights = job.request, *_on_device(job, sample)
-    chunk = job.plan.chunk_rows
-    em = SampleEM(rows, weights, check_rows, frame, request.precision, request.reg_covar, chunk, job.workers)
-    counts = np.ones(len(rows)) if sample.weights is None else sample.weights
-    return grown(first, request.sizes[0], em, sample.rows, counts, [request.seed, 4])
-
-
-def _on_device(job: _Job, sample: Sample) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Rows and weights of the sample."""
-    rows = torch.from_numpy(sample.rows).to(job.device)
-    return rows, None if sample.weights is None else torch.from_numpy(sample.weights).to(job.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import fsum
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from streamgmm.device import compute_workers
 from streamgmm.errors import NumericalError, RequestError
+from streamgmm.exact import exact_sum
 from streamgmm.frame import Frame
 from streamgmm.io.bfloat16 import as_tensor
 from streamgmm.io.plan import Span, plan_chunks
@@ -125,8 +125,7 @@ def log_likelihoods(source: Source, mixture: Mixture, settings: InferenceSetting
 
 def mean_log_likelihood(source: Source, mixture: Mixture, settings: InferenceSettings) -> float:
     """Mean of log p(x) over all rows, nats a sample. Raises as `posteriors`."""
-    # math.fsum is exact, so the pieces it is fed do not matter.
-    return fsum(float(x) for chunk in log_likelihoods(source, mixture, settings) for x in chunk) / source.shape[0]
+    return exact_sum(log_likelihoods(source, mixture, settings)) / source.shape[0]
 
 
 def map_chunks(

@@ -16,7 +16,7 @@ from streamgmm.io.sources.base import Source
 from streamgmm.kernels import Kernel, Problem, available_precisions, select_kernel
 from streamgmm.precision import check_rows_on
 from streamgmm.seeding import sample_size, seeding_bytes
-from streamgmm.statistics import SEGMENTS, scatter_shape
+from streamgmm.statistics import SEGMENTS, longest_segment, scatter_shape
 from streamgmm.units import format_bytes
 
 _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
@@ -104,8 +104,11 @@ def plan_fit(
     others = (*smaller, *([] if drawn is None else [drawn]))
     granule = max(kernel.granule(problem) for kernel in kernels for problem in (*problems, *others))
 
+    longest = longest_segment(n)
+
     def needed(rows: int, threads: int) -> int:
-        scratch = max(kernel.scratch_bytes(largest, min(rows, n), wishes.workers) for kernel in kernels)
+        rows = min(rows, longest)
+        scratch = max(kernel.scratch_bytes(largest, rows, wishes.workers) for kernel in kernels)
         streaming = _streaming(source, device, rows, threads) + scratch
         kept = (min(n, check_rows_on(device)) + min(n, pool)) * sampled_bytes
         # The sample is there twice while rows are being set apart from it.

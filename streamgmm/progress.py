@@ -26,15 +26,19 @@ class TerminalProgress(Progress):
 
     As a context it answers the first of `STOP_SIGNALS` with a checkpoint and an exit; a second SIGINT ends at once.
     The process is then ending, and further signals are ignored: they would only interrupt its last words.
+
+    Of several ``processes`` one tells of all, and hears of the others only when they meet: between meetings it takes
+    them to be as fast as itself.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
+    def __init__(self, *, quiet: bool, processes: int = 1) -> None:
+        self._quiet, self._processes = quiet, processes
         self._bar: Bar | None = None
         self._training = False
         self._signal: int | None = None
         self._begun = time.perf_counter()
         self._rate = (self._begun, 0)
+        self._known = self._own = self._own_at_meeting = 0
 
     def stage(self, text: str) -> None:
         self._training = text == "training"
@@ -50,17 +54,26 @@ class TerminalProgress(Progress):
         begun, already = self._rate
         now = time.perf_counter()
         if now - begun > 0.5:
-            rate = (ring.traffic.bytes_read - already) / (now - begun) / 1e9
+            rate = self._processes * (ring.traffic.bytes_read - already) / (now - begun) / 1e9
             self._rate = (now, ring.traffic.bytes_read)
             bounds = state.best.lower_bounds
             known = f"lower bound {bounds[-1]:.4f}, " if bounds else ""
             limit = bottleneck(ring.traffic, now - self._begun)
-            bar.set_postfix_str(f"{known}{rate:.2f} GB/s, limited by {limit}", refresh=False)
-        cursor = state.rows_summed(n_samples) or n_samples
+            about = "about " if self._processes > 1 else ""
+            bar.set_postfix_str(f"{known}{about}{rate:.2f} GB/s, limited by {limit}", refresh=False)
+        cursor = self._rows_done(state.rows_summed(n_samples), n_samples, ring.traffic.rows)
         if cursor < bar.n:  # another pass
             bar.reset()
         bar.set_description(f"iteration {state.n_iter + bool(state.trees)}", refresh=False)
         bar.update(cursor - bar.n)
+
+    def _rows_done(self, known: int, n_samples: int, own: int) -> int:
+        """Rows of the pass that all processes summed: ``known``, and by guess those since; ``own`` were read here."""
+        if known - self._known != own - self._own:  # they met, or another pass began
+            self._own_at_meeting = own
+        self._known, self._own = known, own
+        others = (self._processes - 1) * (own - self._own_at_meeting)
+        return min(known + others, n_samples) or n_samples
 
     def iteration(self, record: dict[str, object]) -> None:
         if self._quiet:

@@ -126,20 +126,21 @@ class FitResult:
     bytes_read : int
         Since the beginning of the run; an interrupted run's earlier passes are included.
     bytes_streamed : int
-        By this process, in passes; ``seconds`` too is this process's.
+        By all processes of the last call, in passes; ``seconds`` too is of that call.
     bytes_copied : int
-        To the device, by this process.
+        To devices, by all processes of that call.
     bottleneck : str
-        What set the pace of the passes: ``disk``, ``decode``, ``link`` or ``kernel``.
+        What set the pace of the passes where waiting was longest: ``disk``, ``decode``, ``link`` or ``kernel``.
     hit_rates : dict
-        Shares of the rows that came from ``device``, ``host``, ``page_cache`` and ``disk``.
+        Shares of all processes' rows that came from ``device``, ``host``, ``page_cache`` and ``disk``.
     resumed : bool
         Whether a checkpoint, or a finished run, was taken up.
     seconds_waiting : float
-        Time this process stood waiting for data.
+        Time that the process which waited longest stood waiting for data.
     skipped : int
         Rows left out because they are not finite.
     peak_device_bytes, peak_host_bytes : int
+        Of the process that has most.
     history : tuple of dict
         One record an iteration and candidate.
     plan : MemoryPlan or None
@@ -148,6 +149,8 @@ class FitResult:
         ``em`` or ``stepwise``.
     why : str
         In a line, how it came to that; empty where nothing was to be decided.
+    n_processes : int
+        That fitted together.
     """
 
     models: tuple[FittedModel, ...]
@@ -170,6 +173,7 @@ class FitResult:
     plan: MemoryPlan | None
     algorithm: str = "em"
     why: str = ""
+    n_processes: int = 1
 
     @property
     def model(self) -> FittedModel:
@@ -213,6 +217,7 @@ class FitResult:
             "resumed": self.resumed,
             "algorithm": self.algorithm,
             "why": self.why,
+            "n_processes": self.n_processes,
         }
 
     def summary(self) -> dict[str, object]:

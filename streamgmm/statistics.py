@@ -24,6 +24,11 @@ def segment_bounds(n_samples: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
+def longest_segment(n_samples: int) -> int:
+    """Rows of the longest segment."""
+    return max(last - first for first, last in segment_bounds(n_samples))
+
+
 def scatter_shape(covariance_type: str, n_components: int, n_features: int) -> tuple[int, ...]:
     """Shape of ``Statistics.scatter``: ``full`` keeps the upper triangle, row by row."""
     return {

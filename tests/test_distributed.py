@@ -408,6 +408,11 @@ def test_torchrun(folder):
     facts = json.loads(done.stdout)
     assert facts["digest"] == digest_alone(folder, 3)
     assert facts["bytes_read"] == round(facts["n_passes"] * N_ROWS) * 8 * 4
+    # Of both processes: each reads its share of every pass, and whatever the first of them sampled is no pass.
+    assert facts["n_processes"] == 2
+    assert facts["bytes_streamed"] == 3 * N_ROWS * 8 * 4
+    assert facts["read_rate"] == facts["bytes_streamed"] / facts["seconds"] / 1e9
+    assert sum(facts["hit_rates"].values()) == pytest.approx(1)
     assert "streamgmm: error" not in done.stderr
 
 

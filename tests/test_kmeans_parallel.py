@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamgmm import fitting
+from streamgmm import starting
 from streamgmm.distributed import ALONE, World
 from streamgmm.errors import DataError, RequestError
 from streamgmm.fitting import assist, fit
@@ -40,7 +40,7 @@ def seen(monkeypatch) -> list[Candidates]:
         found.extend([] if drawn is None else [drawn])
         return drawn
 
-    monkeypatch.setattr(fitting, "candidates", watched)
+    monkeypatch.setattr(starting, "candidates", watched)
     return found
 
 

@@ -85,7 +85,7 @@ def test_the_limit_named_in_the_refusal_is_enough(kind):
 
 
 def test_less_memory_means_smaller_chunks_until_none_is_small_enough():
-    source, problem = Imagined(10**7, 8), Problem(10, 8, "diag")
+    source, problem = Imagined(10**9, 8), Problem(10, 8, "diag")
     free = planned(source, problem, None, None, 2)
     limits = (free.needed, free.needed - 1, free.needed - (40 << 20))
     sizes = [planned(source, problem, limit, None, 2).chunk_rows for limit in limits]

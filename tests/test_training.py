@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgmm import statistics as statistics_module
-from streamgmm import training
+from streamgmm import summing
 from streamgmm.errors import DataError, NumericalError, RequestError, StreamGMMError
 from streamgmm.fitting import fit
 from streamgmm.io.integrity import UNIT_ROWS, fold, unit_checksums
@@ -277,14 +277,14 @@ class Warned(Progress):
 
 def with_device_memory_for(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on larger chunks run out of device memory, after they were half added."""
-    add = training.e_step
+    add = summing.e_step
 
     def short(chunk: torch.Tensor, *arguments: object) -> None:
         add(chunk[: len(chunk) // 2] if len(chunk) > rows else chunk, *arguments)
         if len(chunk) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(training, "e_step", short)
+    monkeypatch.setattr(summing, "e_step", short)
 
 
 @pytest.mark.parametrize("kind", ["diag", "full"])

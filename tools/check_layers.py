@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "streamgmm"
 
 LAYERS = [
-    ["errors", "_version", "units", "parallel", "storage"],
+    ["errors", "_version", "exact", "units", "parallel", "storage"],
     ["transforms"],
     ["device", "mixture", "statistics", "frame"],
     ["cost", "io"],
@@ -23,11 +23,15 @@ LAYERS = [
     ["steps"],
     ["distributed", "state"],
     ["feed", "processes", "sharing"],
+    ["task"],
+    ["nonfinite", "summing", "updating"],
     ["training"],
     ["checkpoint", "consistency", "memory", "request", "evaluation", "kmeans_parallel"],
     ["algorithm"],
     ["inference", "verification", "run"],
     ["recorder", "result"],
+    ["job"],
+    ["starting", "usage"],
     ["fitting", "report"],
     ["cluster"],
     ["prepare"],

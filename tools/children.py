@@ -19,6 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -115,8 +116,12 @@ class Children:
 
 
 def _serve() -> None:
-    import streamgmm.cli  # noqa: F401 - what every child will need
-    from streamgmm.io import sources  # noqa: F401
+    import zarr  # noqa: F401 - what children will need
+
+    from streamgmm.cli.commands import NAMES
+
+    for name in NAMES:
+        import_module(f"streamgmm.cli.{name}")
 
     for line in sys.stdin:
         request = json.loads(line)

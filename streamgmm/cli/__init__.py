@@ -1,4 +1,4 @@
-"""The ``streamgmm`` command: a file a subcommand."""
+"""The ``streamgmm`` command."""
 
 from __future__ import annotations
 
@@ -10,54 +10,20 @@ from types import FrameType
 from typing import NoReturn
 
 import click
-import torch
 
 from streamgmm._version import __version__
-from streamgmm.cli.assign import assign
-from streamgmm.cli.bench import bench
-from streamgmm.cli.completion import completion
+from streamgmm.cli.commands import Commands
 from streamgmm.cli.deadline import Deadline
-from streamgmm.cli.demo import demo
-from streamgmm.cli.evaluate import evaluate
-from streamgmm.cli.fit import fit
-from streamgmm.cli.index import index
-from streamgmm.cli.info import info
-from streamgmm.cli.predict import predict
-from streamgmm.cli.prepare import prepare
-from streamgmm.cli.report import report
-from streamgmm.cli.sample import sample
-from streamgmm.cli.score import score
-from streamgmm.cli.verify import verify
 from streamgmm.errors import Interrupted, Reported, RequestError, StreamGMMError
-from streamgmm.processes import launched
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
 @click.version_option(__version__, prog_name="streamgmm")
 @click.option("--debug", is_flag=True, help="Show tracebacks and library warnings.")
 def cli(debug: bool) -> None:
     """Gaussian mixtures on more vectors than memory holds."""
     if not debug:
         warnings.simplefilter("ignore")
-
-
-for command in (
-    assign,
-    bench,
-    completion,
-    demo,
-    evaluate,
-    fit,
-    index,
-    info,
-    predict,
-    prepare,
-    report,
-    sample,
-    score,
-    verify,
-):
-    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -108,6 +74,8 @@ def _told_elsewhere(error: BaseException) -> bool:
     """Whether another of several processes tells the user; what is wrong with the arguments of all, the first tells."""
     if not isinstance(error, click.ClickException):
         return isinstance(error, Reported)
+    from streamgmm.processes import launched  # which imports torch
+
     try:
         return launched()[0] > 0
     except RequestError:
@@ -122,12 +90,17 @@ def _last_words(error: BaseException) -> tuple[str, int]:
         return "stopped at once by SIGINT; what was saved before is intact", 128 + signal.SIGINT
     if isinstance(error, StreamGMMError):
         return str(error), error.exit_status
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or _is_device_memory(error) or "can't allocate memory" in str(error):
         what = _one_line(str(error)).split(". ")[0] or "no more memory"
         return f"out of memory ({what}); lower --memory or --chunk-rows, and run the same command again", 1
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'device'}: {error.strerror}; mend that and run the same command again", 1
     return f"{type(error).__name__}: {error}; run again with --debug for the place", 1
+
+
+def _is_device_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")  # no error of its own before it is imported
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _one_line(message: str) -> str:

@@ -188,7 +188,7 @@ def fit(
         )
         if output is None and not as_json and world.leads:
             click.echo("no --output was named: the result is printed, and nothing is saved")
-        with TerminalProgress(quiet=as_json or not world.leads) as progress:
+        with TerminalProgress(quiet=as_json or not world.leads, processes=world.size) as progress:
             if not world.leads:
                 assist(source, request, progress, world=world)
                 return
@@ -234,13 +234,14 @@ def summary_lines(result: FitResult, output: Path | None) -> list[str]:
     rate = result.bytes_streamed / max(result.seconds, 1e-9) / 1e9
     waiting = result.seconds_waiting / max(result.seconds, 1e-9)
     kept = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in result.hit_rates.items() if share)
+    together = f" by {result.n_processes} processes" if result.n_processes > 1 else ""
     bounds = result.lower_bounds
     lines += [
         f"rows             {result.n_samples:,} × {mixture.n_features}",
         f"components       {mixture.n_components} {'k-means' if result.model.hard else mixture.covariance_type}",
         f"passes           {result.n_passes:.2f} ({result.n_iter} iterations, "
         f"{'converged' if result.converged else 'not converged'})",
-        f"time             {result.seconds:.1f} s, {rate:.2f} GB/s",
+        f"time             {result.seconds:.1f} s, {rate:.2f} GB/s{together}",
         f"bottleneck       {result.bottleneck or 'none'} ({waiting:.0%} of the time was spent waiting for data"
         f"{kept and f'; rows came from {kept}'})",
         f"peak memory      {format_bytes(result.peak_host_bytes)} host, "

@@ -13,7 +13,7 @@ from streamgmm.cli.options import computing as add_computing
 from streamgmm.cli.streaming import counted, fitted_rows, model_of, rows_option, spare
 from streamgmm.errors import RequestError
 from streamgmm.inference import Posterior, posteriors, responsibilities
-from streamgmm.io.sinks import open_sink
+from streamgmm.io.sinks import Behind, open_sink
 from streamgmm.mixture import Mixture
 
 LABELS, RESP = np.dtype(np.int32), np.dtype(np.float32)
@@ -56,15 +56,15 @@ def predict(
     n = source.shape[0]
     written = [str(out)]
     if proba and top is None:
-        with open_sink(out, (n, mixture.n_components), RESP, overwrite=overwrite) as sink:
+        with Behind(open_sink(out, (n, mixture.n_components), RESP, overwrite=overwrite)) as sink:
             for resp in counted(responsibilities(source, mixture, settings), n, len, quiet=as_json):
                 sink.write(resp)
     elif proba and top is not None:
         beside = out.with_suffix(f".resp{out.suffix}")
         _check_top(top, mixture)
         with (
-            open_sink(out, (n, top), LABELS, overwrite=overwrite) as label_sink,
-            open_sink(beside, (n, top), RESP, overwrite=overwrite) as resp_sink,
+            Behind(open_sink(out, (n, top), LABELS, overwrite=overwrite)) as label_sink,
+            Behind(open_sink(beside, (n, top), RESP, overwrite=overwrite)) as resp_sink,
         ):
             for chunk in counted(posteriors(source, mixture, top, settings), n, _rows, quiet=as_json):
                 label_sink.write(chunk.labels)
@@ -72,7 +72,8 @@ def predict(
         written.append(str(beside))
     else:
         _check_top(top or 1, mixture)
-        with open_sink(out, (n,) if top is None else (n, top), LABELS, overwrite=overwrite) as sink:
+        shape = (n,) if top is None else (n, top)
+        with Behind(open_sink(out, shape, LABELS, overwrite=overwrite)) as sink:
             for chunk in counted(posteriors(source, mixture, top or 1, settings), n, _rows, quiet=as_json):
                 sink.write(chunk.labels[:, 0] if top is None else chunk.labels)
     facts = {"n_samples": n, "written": written, "seconds": time.perf_counter() - begun, "digest": mixture.digest}

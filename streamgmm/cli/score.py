@@ -15,8 +15,9 @@ from streamgmm.cli.options import Computing, as_json, one_path, print_result
 from streamgmm.cli.options import computing as add_computing
 from streamgmm.cli.streaming import counted, fitted_rows, in_blocks, model_of, rows_option, spare
 from streamgmm.estimator.quantiles import quantile as exact_quantile
+from streamgmm.exact import exact_sum
 from streamgmm.inference import log_likelihoods
-from streamgmm.io.sinks import open_sink
+from streamgmm.io.sinks import Behind, open_sink
 from streamgmm.mixture import Float64Array
 from streamgmm.statistics import BLOCK_ROWS
 
@@ -66,13 +67,13 @@ def score(
     n = source.shape[0]
     sums: list[float] = []
     extremes: list[float] = []
-    with nullcontext() if per_row is None else open_sink(per_row, (n,), SCORES, overwrite=overwrite) as sink:
+    with nullcontext() if per_row is None else Behind(open_sink(per_row, (n,), SCORES, overwrite=overwrite)) as sink:
 
         def seen() -> Iterator[Float64Array]:
             chunks = counted(log_likelihoods(source, mixture, settings), n, len, quiet=as_json)
             # Blocks of fixed rows: the sum of their sums does not depend on the chunks.
             for block in in_blocks(chunks, BLOCK_ROWS):
-                sums.append(fsum(block.tolist()))
+                sums.append(exact_sum([block]))
                 extremes[:] = [min([*extremes[:1], float(block.min())]), max([*extremes[1:], float(block.max())])]
                 if sink is not None:
                     sink.write(block)

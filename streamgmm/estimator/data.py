@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from math import fsum
 from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from streamgmm.errors import RequestError
+from streamgmm.exact import exact_sum
 from streamgmm.io.bfloat16 import BFLOAT16
 from streamgmm.io.sources import open_source
 from streamgmm.io.sources.base import Source
+from streamgmm.io.sources.instances import is_dask, is_zarr_array, is_zarr_group
 from streamgmm.io.sources.spooled import SpooledSource
 from streamgmm.weighting import Weighting, open_weights
 
@@ -100,14 +99,14 @@ def total_weight(weighting: Weighting, n: int) -> float:
 def weighted_sum(pieces: Iterable[np.ndarray], weighting: Weighting) -> float:
     """Σwx of all rows' values, which come in ``pieces``; exact, however the pieces were cut."""
 
-    def products() -> Iterator[float]:
+    def products() -> Iterator[np.ndarray]:
         start = 0
         for piece in pieces:
             weights = weighting.training(start, start + len(piece))
-            yield from (piece if weights is None else piece * weights).tolist()
+            yield piece if weights is None else piece * weights
             start += len(piece)
 
-    return fsum(products())
+    return exact_sum(products())
 
 
 def is_iterator(X: Any) -> bool:
@@ -134,17 +133,11 @@ def joined(pieces: Iterable[np.ndarray], out: np.ndarray) -> np.ndarray:
     return out
 
 
-def is_dask(X: Any) -> bool:
-    """Whether ``X`` is a Dask array."""
-    dask = sys.modules.get("dask.array")
-    return dask is not None and isinstance(X, dask.Array)
-
-
 def is_streamed(X: Any) -> bool:
     """Whether ``X`` is read piece by piece, rather than checked as a whole."""
-    if isinstance(X, (Source, str, bytes, os.PathLike, zarr.Array, zarr.Group, torch.Tensor, np.memmap)):
+    if isinstance(X, (Source, str, bytes, os.PathLike, torch.Tensor, np.memmap)):
         return True
-    if is_dask(X):
+    if is_dask(X) or is_zarr_array(X) or is_zarr_group(X):
         return True
     if np.ma.isMaskedArray(X):  # scikit-learn would use what is masked
         return True

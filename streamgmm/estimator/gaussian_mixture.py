@@ -29,7 +29,7 @@ from streamgmm.io.sources.base import Source
 from streamgmm.mixture import COVARIANCE_TYPES, Float64Array, Mixture, load_model, load_transformation
 from streamgmm.request import FitRequest
 from streamgmm.result import FitResult
-from streamgmm.seeding import INIT_METHODS, Start
+from streamgmm.seeding import INIT_METHODS, STREAMED, Start
 from streamgmm.steps.candidate import mean_log_likelihood
 from streamgmm.steps.stepwise import stepwise_update
 from streamgmm.transforms import Transformation
@@ -54,8 +54,8 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
     max_iter : int, default 100
     n_init : int, default 1
         Starts trained side by side on the same passes; the best is kept.
-    init_params : {'kmeans', 'k-means++', 'random', 'random_from_data'}, default 'kmeans'
-        On a uniform sample of the rows.
+    init_params : {'kmeans', 'k-means++', 'random', 'random_from_data', 'k-means||'}, default 'kmeans'
+        On a uniform sample of the rows; ``k-means||`` draws from every row, in three passes, for many components.
     weights_init, means_init, precisions_init : arrays, optional
         (K,), (K, D), and the shape of ``precisions_``.
     random_state : int, RandomState or None
@@ -78,6 +78,12 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
     algorithm : {'em', 'stepwise', 'auto'}, default 'em'
         ``stepwise`` grows the mixture on a sample and updates it fifty times a pass: for data that takes long to read.
         ``auto`` chooses by what the sample shows. ``max_iter`` then counts passes, of which there are at most four.
+    sample_rows : int, optional
+        Rows of the sample that the first parameters are made from, at least ``n_components``; default: by N, D and K,
+        mostly 32,768.
+    accelerate : {'none', 'squarem'}, default 'none'
+        ``squarem`` extrapolates after every second update; a step that does harm is undone. Fewer passes where
+        components overlap, for up to eight mixtures more in memory.
 
     Attributes
     ----------
@@ -109,7 +115,7 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         "reg_covar": [Interval(Real, 0.0, None, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
-        "init_params": [StrOptions(set(INIT_METHODS))],
+        "init_params": [StrOptions({*INIT_METHODS, STREAMED})],
         "weights_init": ["array-like", None],
         "means_init": ["array-like", None],
         "precisions_init": ["array-like", None],
@@ -118,6 +124,7 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
         **Streamed._stream_constraints,
         "algorithm": [StrOptions({"em", "stepwise", "auto"})],
+        "accelerate": [StrOptions({"none", "squarem"})],
     }
 
     n_iter_: int
@@ -147,6 +154,8 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         chunk_rows: int | None = None,
         checkpoint: str | Path | None = None,
         algorithm: str = "em",
+        sample_rows: int | None = None,
+        accelerate: str = "none",
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -168,6 +177,8 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         self.chunk_rows = chunk_rows
         self.checkpoint = checkpoint
         self.algorithm = algorithm
+        self.sample_rows = sample_rows
+        self.accelerate = accelerate
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, client: Any = None) -> GaussianMixture:
@@ -330,7 +341,10 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
         """A ``sklearn.mixture.GaussianMixture`` with the same settings, fitted to the same parameters, if any."""
         from sklearn.mixture import GaussianMixture as Peer
 
-        peer = Peer(**{name: getattr(self, name) for name in Peer().get_params()})
+        settings = {name: getattr(self, name) for name in Peer().get_params()}
+        if self.init_params == STREAMED:  # of its methods the one that draws likewise
+            settings["init_params"] = "k-means++"
+        peer = Peer(**settings)
         _copy_fitted(self, peer)
         return peer
 
@@ -432,6 +446,8 @@ class GaussianMixture(Streamed, DensityMixin, BaseEstimator):  # type: ignore[mi
             memory_limit=self._limit(),
             chunk_rows=self.chunk_rows,
             algorithm=self.algorithm,
+            sample_rows=self.sample_rows,
+            accelerate=self.accelerate,
         )
 
 

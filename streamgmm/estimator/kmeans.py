@@ -39,7 +39,7 @@ from streamgmm.estimator.streamed import Streamed
 from streamgmm.io.sources.base import Source
 from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
-from streamgmm.seeding import Start
+from streamgmm.seeding import STREAMED, Start
 from streamgmm.weighting import Weighting
 
 _RANDOM_STARTS = 10
@@ -56,8 +56,8 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
     Parameters
     ----------
     n_clusters : int, default 8
-    init : {'k-means++', 'random'} or (K, D) array, default 'k-means++'
-        On a uniform sample of the rows.
+    init : {'k-means++', 'random', 'k-means||'} or (K, D) array, default 'k-means++'
+        On a uniform sample of the rows; ``k-means||`` draws from every row, in three passes, for many clusters.
     n_init : 'auto' or int, default 'auto'
         Starts trained side by side on the same passes; the best is kept. ``auto`` is 10 for ``'random'``, else 1.
     max_iter : int, default 300
@@ -79,6 +79,9 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
         Rows moved at once; rounded to a multiple or a fraction of 65,536. Never changes a result.
     checkpoint : path, optional
         A RUN folder: the fit is saved there as it goes, and resumed from there.
+    sample_rows : int, optional
+        Rows of the sample that the first centres are made from, at least ``n_clusters``; default: by N, D and K, mostly
+        32,768.
 
     Attributes
     ----------
@@ -103,7 +106,7 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
-        "init": [StrOptions({"k-means++", "random"}), "array-like"],
+        "init": [StrOptions({"k-means++", "random", STREAMED}), "array-like"],
         "n_init": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
@@ -132,6 +135,7 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
         memory_limit: str | int | None = None,
         chunk_rows: int | None = None,
         checkpoint: str | Path | None = None,
+        sample_rows: int | None = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init
@@ -146,6 +150,7 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
         self.memory_limit = memory_limit
         self.chunk_rows = chunk_rows
         self.checkpoint = checkpoint
+        self.sample_rows = sample_rows
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None, *, client: Any = None) -> KMeans:
@@ -286,6 +291,7 @@ class KMeans(Streamed, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
             device=self.device,
             memory_limit=self._limit(),
             chunk_rows=self.chunk_rows,
+            sample_rows=self.sample_rows,
         )
 
     def _given_centres(self, n_features: int) -> np.ndarray:

@@ -26,7 +26,8 @@ _FEW_ROWS = 4 * CHECK_ROWS
 
 
 class Streamed:
-    """What ``device``, ``precision``, ``memory_limit``, ``chunk_rows``, ``checkpoint`` and ``random_state`` mean."""
+    """What ``device``, ``precision``, ``memory_limit``, ``chunk_rows``, ``checkpoint``, ``sample_rows`` and
+    ``random_state`` mean."""
 
     _stream_constraints: ClassVar[dict[str, list[Any]]] = {
         "random_state": ["random_state"],
@@ -35,6 +36,7 @@ class Streamed:
         "memory_limit": [str, Interval(Integral, 1, None, closed="left"), None],
         "chunk_rows": [Interval(Integral, 1, None, closed="left"), None],
         "checkpoint": [str, os.PathLike, None],
+        "sample_rows": [Interval(Integral, 1, None, closed="left"), None],
     }
 
     random_state: Any
@@ -43,6 +45,7 @@ class Streamed:
     memory_limit: str | int | None
     chunk_rows: int | None
     checkpoint: str | Path | None
+    sample_rows: int | None
 
     def _fitted(self, source: Source, request: FitRequest, progress: Progress, client: Any) -> FitResult:
         """The fit that is asked for: here, or on the workers of ``client``."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
-import zarr
 
 from streamgmm.errors import RequestError
 from streamgmm.io.sources.base import Rows
@@ -100,6 +100,8 @@ class _ZarrSink:
         self._chunk_rows = chunk
 
     def __enter__(self) -> _ZarrSink:
+        import zarr
+
         shutil.rmtree(self._temporary, ignore_errors=True)
         try:
             with naming(self._path):
@@ -148,3 +150,41 @@ class _ZarrSink:
                 sync_folder(self._path.parent)
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+class Behind:
+    """Writes with a thread of its own, one piece behind: the next one is computed meanwhile.
+
+    Pieces are not to change after they were handed over. An error of a write is raised by the next, or on leaving.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Behind:
+        self._sink.__enter__()
+        self._thread = ThreadPoolExecutor(1, "sink")
+        return self
+
+    def write(self, rows: Rows) -> None:
+        self._written()
+        self._writing = self._thread.submit(self._sink.write, rows)
+
+    def _written(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The last write ends before the file is published, or removed.
+        self._thread.shutdown(wait=True)
+        try:
+            if kind is None:
+                self._written()
+        except BaseException as failure:
+            self._sink.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._sink.__exit__(kind, error, trace)

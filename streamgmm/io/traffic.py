@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,14 +64,22 @@ class Traffic:
         return bytes_from_storage() - self.storage_before
 
     @property
-    def hit_rates(self) -> dict[str, float]:
-        """Shares of all bytes handed out that came from ``device``, ``host``, ``page_cache`` and ``disk``."""
-        total = self.bytes_read + self.bytes_from_host + self.bytes_from_device
-        if not total:
-            return {}
+    def bytes_by_tier(self) -> dict[str, int]:
+        """Bytes handed out that came from ``device``, ``host``, ``page_cache`` and ``disk``."""
         disk = min(self.bytes_from_disk, self.bytes_read)
-        parts = (self.bytes_from_device, self.bytes_from_host, self.bytes_read - disk, disk)
-        return dict(zip(("device", "host", "page_cache", "disk"), (part / total for part in parts), strict=True))
+        cached = self.bytes_read - disk
+        return {"device": self.bytes_from_device, "host": self.bytes_from_host, "page_cache": cached, "disk": disk}
+
+    @property
+    def hit_rates(self) -> dict[str, float]:
+        """Shares of all bytes handed out, by tier."""
+        return shares([self.bytes_by_tier])
+
+
+def shares(tiers: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    """Each tier's share of all bytes that several `Traffic.bytes_by_tier` name; empty where there are none."""
+    total = sum(sum(each.values()) for each in tiers)
+    return {name: sum(each[name] for each in tiers) / total for name in tiers[0]} if total else {}
 
 
 def bottleneck(traffic: Traffic, seconds: float) -> str:

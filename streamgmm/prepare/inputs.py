@@ -20,6 +20,7 @@ from streamgmm.io.bfloat16 import opaque
 from streamgmm.io.objects.urls import scheme_of
 from streamgmm.io.sources import Source, open_source
 from streamgmm.io.sources.array import stored_dtype
+from streamgmm.io.sources.instances import is_dask
 from streamgmm.prepare.identifiers import IdColumn, ids_path
 from streamgmm.prepare.shards import digest_of, temporary_name
 from streamgmm.storage import naming
@@ -144,7 +145,7 @@ def resolve(data: Any, columns: Sequence[str | int | slice], id_column: str | No
         raise RequestError(f"id column {id_column!r}: only Parquet and CSV have such columns; use --ids")
     if names:
         raise RequestError(f"columns of an array are numbers, such as 0:64; got {names[0]!r}")
-    if _is_dask_array(data):
+    if is_dask(data):
         return of_array(data)
     if paths:
         return Reference.of_paths(paths)
@@ -166,11 +167,6 @@ def _is_table(path: str) -> bool:
         inside = {entry.suffix.lower() for entry in target.iterdir() if entry.name[0] not in "._"}
         return bool(inside) and inside <= set(TABLES)
     return target.suffix.lower() in TABLES
-
-
-def _is_dask_array(data: object) -> bool:
-    module = sys.modules.get("dask.array")
-    return module is not None and isinstance(data, module.Array)
 
 
 def of_array(array: Any) -> Partitions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.utils.extmath import randomized_svd
 
 from streamgmm.mixture import Float64Array, Mixture
 
@@ -76,6 +75,8 @@ def principal_plane(mixture: Mixture) -> Plane:
 
     Where the means span less than a plane (K ≤ 2, say), the direction in which the components are widest completes it.
     """
+    from sklearn.utils.extmath import randomized_svd  # scikit-learn takes a second to import
+
     weights = mixture.weights / mixture.weights.sum()
     centred = mixture.means - weights @ mixture.means
     scatter = np.sqrt(weights)[:, None] * centred

@@ -11,6 +11,9 @@ from streamgmm.estep import BoundMixture
 HARMFUL_ERRORS = 3.0
 """A likelihood that falls by more standard errors than this did not fall by chance."""
 
+WATCHED_ROWS = 4096
+"""Rows of the sample on which the passes of a stepwise run are judged."""
+
 
 @dataclass(frozen=True)
 class Look:

@@ -18,7 +18,7 @@ RATES = ("cache_1_thread", "cache_8_threads", "memory_copy", "source", "kernel_r
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    command = import_module("streamgmm.cli.bench")  # the package's attribute of that name is the command
+    command = import_module("streamgmm.cli.bench")
     monkeypatch.setattr(command, "SECONDS", 0.02)
     monkeypatch.setattr(command, "SYNTHETIC", (3000, 5))
     monkeypatch.setattr("streamgmm.io.ceilings.SAMPLE_BYTES", 1 << 20)

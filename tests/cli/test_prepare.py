@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +120,6 @@ def test_a_full_disk_ends_with_status_1_and_goes_on_when_there_is_room(here, cal
     assert not Path("y.zarr").exists()
     assert not list(here.rglob("*.tmp"))
     assert call("prepare", "x.npy", "y.zarr", "--steps", "l2").status == 0
-
-
-def test_other_commands_do_not_import_dask():
-    code = "import sys, streamgmm.cli; print([name for name in ('dask', 'distributed') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_info_advises_it(here, call, monkeypatch):

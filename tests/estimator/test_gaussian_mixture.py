@@ -20,6 +20,9 @@ from sklearn.preprocessing import StandardScaler
 
 from streamgmm import GaussianMixture, Mixture
 from streamgmm.errors import DamagedFileError, DataError, RequestError
+from streamgmm.fitting import fit
+from streamgmm.io.sources import open_source
+from streamgmm.request import FitRequest
 from tests.oracles import COVARIANCE_TYPES, clustered
 
 X = clustered(4000, 4, 6, spread=1.5)
@@ -269,11 +272,28 @@ def test_not_converged_warns_and_zero_iterations_do_not():
         ({"memory_limit": "1MiB"}, "memory limit 1.0 MiB is too small .* at least"),
         ({"memory_limit": "much"}, "memory_limit must be a size such as"),
         ({"chunk_rows": 0}, "The 'chunk_rows' parameter"),
+        ({"sample_rows": 0}, "The 'sample_rows' parameter"),
+        ({"sample_rows": 1}, "sample_rows must be at least n_components, 2; got 1"),
+        ({"accelerate": "much"}, "The 'accelerate' parameter of GaussianMixture must be a str among"),
+        ({"init_params": "k-means||", "algorithm": "stepwise"}, "algorithm 'stepwise' .* init='k-means||'"),
     ],
 )
 def test_requests_that_cannot_be_met(changes, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(**{"n_components": 2, "device": "cpu", **changes}).fit(X)
+
+
+@pytest.mark.parametrize("changes", [{"sample_rows": 99}, {"accelerate": "squarem"}, {"init_params": "k-means||"}])
+def test_what_the_command_line_has_besides(changes):
+    common = {"covariance_type": "diag", "tol": 0.0, "max_iter": 7, "device": "cpu"}
+    plain = fitted(GaussianMixture(3, random_state=5, **common))
+    ours = fitted(clone(GaussianMixture(3, random_state=5, **common, **changes)))
+    assert not np.array_equal(ours.means_, plain.means_)
+    asked = {("init" if name == "init_params" else name): value for name, value in changes.items()}
+    direct = fit(open_source(X), FitRequest(3, seed=5, precision="highest", **common, **asked))
+    assert ours.mixture_.digest == direct.mixture.digest
+    assert np.array_equal(ours.to_sklearn().predict(X), ours.predict(X))
+    assert ours.to_sklearn().init_params == {"k-means||": "k-means++"}.get(ours.init_params, "kmeans")
 
 
 def test_use_before_fit_and_wrong_dimension():

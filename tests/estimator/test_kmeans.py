@@ -23,6 +23,9 @@ from sklearn.preprocessing import StandardScaler
 
 from streamgmm import KMeans
 from streamgmm.errors import DataError, RequestError
+from streamgmm.fitting import fit
+from streamgmm.io.sources import open_source
+from streamgmm.request import FitRequest
 from tests.oracles import clustered
 
 X = clustered(4000, 5, 6, spread=1.5)
@@ -199,6 +202,7 @@ def test_scaled_weights_change_nothing_but_the_inertia(factor):
         ({"init": np.full((5, 6), np.nan)}, "NaN"),
         ({"init": "kmeans"}, "'init' parameter of KMeans must be a str among"),
         ({"max_iter": 0}, "'max_iter' parameter of KMeans must be an int"),
+        ({"sample_rows": 4}, "sample_rows must be at least n_components, 5; got 4"),
         ({"device": "tpu"}, "device must be auto, cpu or cuda"),
         ({"memory_limit": "1MiB"}, r"memory limit 1\.0 MiB is too small"),
     ],
@@ -241,6 +245,15 @@ def test_given_centres_are_one_start_and_are_not_touched():
     assert seen[0].filename == __file__
     assert np.array_equal(given_centres, FIRST)
     assert np.array_equal(found.cluster_centers_, ours(init=FIRST.tolist()).fit(X).cluster_centers_)
+
+
+@pytest.mark.parametrize("changes", [{"sample_rows": 50}, {"init": "k-means||"}])
+def test_what_the_command_line_has_besides(changes):
+    found = clone(ours(max_iter=1, **changes))
+    assert not np.array_equal(found.fit(X).cluster_centers_, ours(max_iter=1).fit(X).cluster_centers_)
+    asked = {"n_components": 5, "covariance_type": "spherical", "model": "kmeans", "collapse": "reseed", "tol": 1e-4}
+    request = FitRequest(**asked, max_iter=1, precision="highest", device="cpu", **{"init": "k-means++", **changes})
+    assert np.array_equal(found.cluster_centers_, fit(open_source(X), request).mixture.means)
 
 
 @pytest.mark.parametrize(("init", "expected"), [("k-means++", 1), ("random", 10), (FIRST, 1)])

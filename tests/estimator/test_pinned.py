@@ -48,7 +48,7 @@ def quietly(estimator, x, **arguments):
 def test_parameters_and_defaults_are_scikit_learns_and_come_first():
     theirs, ours = Peer().get_params(), GaussianMixture().get_params()
     assert {name: ours[name] for name in theirs} == theirs
-    own = {"device", "precision", "memory_limit", "chunk_rows", "checkpoint", "algorithm"}
+    own = {"device", "precision", "memory_limit", "chunk_rows", "checkpoint", "algorithm", "sample_rows", "accelerate"}
     assert set(ours) - set(theirs) == own
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streamgmm.errors import RequestError
 from streamgmm.io import sinks
-from streamgmm.io.sinks import open_sink
+from streamgmm.io.sinks import Behind, open_sink
 
 SUFFIXES = (".npy", ".zarr")
 INT32, FLOAT32 = np.dtype(np.int32), np.dtype(np.float32)
@@ -23,17 +23,19 @@ def load(path: Path) -> np.ndarray:
     return np.load(path) if path.suffix == ".npy" else np.asarray(zarr.open_array(path, mode="r")[...])
 
 
-def write(path: Path, array: np.ndarray, step: int = 7, *, overwrite: bool = False) -> None:
-    with open_sink(path, array.shape, array.dtype, overwrite=overwrite) as sink:
+def write(path: Path, array: np.ndarray, step: int = 7, *, overwrite: bool = False, behind: bool = False) -> None:
+    opened = open_sink(path, array.shape, array.dtype, overwrite=overwrite)
+    with Behind(opened) if behind else opened as sink:
         for start in range(0, len(array), step):
             sink.write(array[start : start + step])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("shape", [(1,), (50,), (50, 1), (50, 3)])
-def test_what_is_written_is_read_back(tmp_path, suffix, shape):
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_is_written_is_read_back(tmp_path, suffix, shape, behind):
     array = np.random.default_rng(0).integers(-9, 9, shape).astype(np.int32)
-    write(tmp_path / f"x{suffix}", array)
+    write(tmp_path / f"x{suffix}", array, behind=behind)
     read = load(tmp_path / f"x{suffix}")
     assert read.dtype == array.dtype
     np.testing.assert_array_equal(read, array)
@@ -66,7 +68,8 @@ def test_an_array_of_zeros_leaves_no_shard_out(tmp_path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("error", [ValueError("half way"), KeyboardInterrupt()])
-def test_an_error_half_way_leaves_what_was_there(tmp_path, suffix, before, error):
+@pytest.mark.parametrize("behind", [False, True])
+def test_an_error_half_way_leaves_what_was_there(tmp_path, suffix, before, error, behind):
     path = tmp_path / f"x{suffix}"
     if before:
         write(path, np.full(3, 5, np.int32))
@@ -75,9 +78,10 @@ def test_an_error_half_way_leaves_what_was_there(tmp_path, suffix, before, error
         sink.write(np.zeros(20, np.int32))
         raise error
 
+    opened = open_sink(path, (50,), INT32, overwrite=True)
     with (
         pytest.raises(type(error)),
-        open_sink(path, (50,), INT32, overwrite=True) as sink,
+        Behind(opened) if behind else opened as sink,
     ):
         half(sink)
     assert [item.name for item in tmp_path.iterdir()] == [path.name] * before
@@ -161,3 +165,17 @@ def test_a_zarr_array_that_cannot_be_created_leaves_nothing(tmp_path, monkeypatc
         write(path, np.zeros(3, np.int32))
     assert caught.value.filename == str(path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_write_that_fails_behind_is_told_and_leaves_nothing(tmp_path, suffix, pieces, monkeypatch):
+    kind = {".npy": sinks._NpySink, ".zarr": sinks._ZarrSink}[suffix]
+
+    def full(sink: object, rows: np.ndarray) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(kind, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / f"x{suffix}", np.zeros(7 * pieces, np.float32), behind=True)
+    assert not list(tmp_path.iterdir())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +22,28 @@ def device() -> torch.device:
         return torch.device("cuda")
     assert os.environ.get("TRITON_INTERPRET") == "1", "triton was imported before its interpreter could be chosen"
     return torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_interpreter() -> None:
+    """Triton's interpreter looks through all of its language at every call within a kernel, for what it has replaced
+    there already: a third of the time. The names of what is built in stay the same, so one look is enough."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    from triton.language.core import is_builtin
+    from triton.runtime import interpreter
+
+    @cache
+    def names(package: Any) -> list[str]:
+        return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
+
+    def patch_builtin(package: Any, builder: Any, scope: Any) -> None:
+        for name in names(package):
+            member = getattr(package, name)
+            if is_builtin(member):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch_builtin
 
 
 @pytest.fixture(autouse=True)

@@ -82,13 +82,13 @@ def test_offset_and_scale(covariance_type, precision, offset, scale, device):
 
 @each_kernel
 def test_cuts_at_granules_keep_the_bits(covariance_type, precision, device, monkeypatch):
-    case = draw(covariance_type, 2 * 1024 + 77, 3, 5, device)
+    case = draw(covariance_type, 1024 + 77, 3, 5, device)
     # One far row makes fp16 redo its granule, which must not depend on the cut either.
-    case.rows[1500] *= 1e4
+    case.rows[1050] *= 1e4
     kernel = TritonKernel(precision)
     assert kernel.granule(Problem(3, 5, covariance_type)) == 1024
     whole = sums_of(kernel, case)
-    assert same_bits(whole, sums_of(kernel, case, [1024, 1024 + 77]))
+    assert same_bits(whole, sums_of(kernel, case, [1024, 77]))
     rows = log_likelihood_of(kernel, case)
     # A bounded scratch cuts the rows too, and the components.
     monkeypatch.setattr("streamgmm.kernels.fused.kernel._ROW_BYTES", 1)
@@ -301,18 +301,18 @@ def test_hard_assignment_counts_no_padding(precision, device):
 
 
 @each_kernel
-@pytest.mark.parametrize("m", [1, 3, 5])
+@pytest.mark.parametrize("m", [1, 4])
 def test_top_components(covariance_type, precision, m, device):
-    case = draw(covariance_type, 1024 + 70, 5, 6, device, spread=0.5)
+    case = draw(covariance_type, 1024 + 70, 4, 6, device, spread=0.5)
     case.rows[1050] *= 1e4
     m_ = case.mixture
-    case = replace(case, mixture=Mixture(np.array([0.5, 0, 0.2, 0.2, 0.1]), m_.means, m_.covariances, covariance_type))
+    case = replace(case, mixture=Mixture(np.array([0.5, 0, 0.3, 0.2]), m_.means, m_.covariances, covariance_type))
     kernel, exact = TritonKernel(precision), TiledKernel(torch.float64)
     got = kernel.top(case.rows, kernel.parameters(case.mixture, case.frame, device), m)
-    right = exact.top(case.rows, exact.parameters(case.mixture, case.frame, device), 5)
+    right = exact.top(case.rows, exact.parameters(case.mixture, case.frame, device), 4)
     assert torch.equal(got.log_likelihood, log_likelihood_of(kernel, case))
     assert (got.labels.sort(1).values.diff(dim=1) != 0).all()
-    dense = torch.zeros((len(case.rows), 5), dtype=torch.float32, device=device)
+    dense = torch.zeros((len(case.rows), 4), dtype=torch.float32, device=device)
     dense.scatter_(1, right.labels.long(), right.resp)
     near = 2e-2 if precision == "medium" else 1e-4
     torch.testing.assert_close(got.resp, dense.gather(1, got.labels.long()), rtol=near, atol=near)

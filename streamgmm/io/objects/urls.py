@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from typing import Any
-
-from zarr.abc.store import Store
+from typing import TYPE_CHECKING, Any
 
 from streamgmm.errors import DataError
 from streamgmm.io.sources.optional import require
 from streamgmm.io.sources.wording import reason_of
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 CLOUDS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 WEB = ("http", "https")

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
-import zarr
 
 from streamgmm.errors import DataError
 from streamgmm.io.objects.cache import Cache
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.io.sources.base import Source
 from streamgmm.io.sources.concat import ConcatSource
+from streamgmm.io.sources.instances import is_dask, is_zarr_array, is_zarr_group
 from streamgmm.io.sources.paths import open_path
-from streamgmm.io.sources.zarr_array import ZarrSource, group_refused
-
-if TYPE_CHECKING:
-    import dask.array
 
 __all__ = ["Cache", "Source", "open_source"]
 
@@ -50,11 +45,15 @@ def open_source(data: Any, cache: Cache | None = None) -> Source:
         return data
     if isinstance(data, (str, os.PathLike)):
         return open_path(os.fsdecode(data), cache)
-    if isinstance(data, zarr.Array):
+    if is_zarr_array(data):
+        from streamgmm.io.sources.zarr_array import ZarrSource
+
         return ZarrSource(data)
-    if isinstance(data, zarr.Group):
+    if is_zarr_group(data):
+        from streamgmm.io.sources.zarr_array import group_refused
+
         raise group_refused(str(data.store_path), data)
-    if _is_dask(data):
+    if is_dask(data):
         from streamgmm.io.sources.dask_array import DaskSource
 
         return DaskSource(data)
@@ -90,9 +89,3 @@ def _open_array(data: Any) -> Source:
 def _is_part(item: object) -> bool:
     """Whether ``item``, in a list, is a data set of its own rather than a row."""
     return isinstance(item, (Source, str, os.PathLike)) or len(getattr(item, "shape", ())) == 2
-
-
-def _is_dask(data: object) -> TypeGuard[dask.array.Array]:
-    # Whoever holds a Dask array has imported Dask; nobody else pays for it.
-    module = sys.modules.get("dask.array")
-    return module is not None and isinstance(data, module.Array)

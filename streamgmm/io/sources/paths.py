@@ -18,7 +18,6 @@ from streamgmm.io.sources.optional import require
 from streamgmm.io.sources.raw import unreadable
 from streamgmm.io.sources.vecs import DTYPES as VECS_DTYPES
 from streamgmm.io.sources.vecs import VecsSource
-from streamgmm.io.sources.zarr_array import ZarrSource
 
 INSIDE = "::"
 """Between a file and what is meant inside it: ``file.h5::dataset``, ``file.parquet::column``."""
@@ -39,7 +38,7 @@ def open_path(path: str, cache: Cache | None = None) -> Source:
         The library that its format needs is not installed.
     """
     if scheme_of(path):
-        remote = ZarrSource(path, cache)
+        remote = _zarr_array(path, cache)
         remote.opened_by = Recipe(open_path, (path, cache))
         return remote
     source = _open(path)
@@ -61,8 +60,14 @@ def _open(path: str) -> Source:
             raise
         raise unreadable(path, error) from error
     if is_zarr:
-        return ZarrSource(target if member is None else str(Path(target, member)))
+        return _zarr_array(target if member is None else str(Path(target, member)))
     return _open_file(target, member)
+
+
+def _zarr_array(path: str, cache: Cache | None = None) -> Source:
+    from streamgmm.io.sources.zarr_array import ZarrSource  # which imports zarr, and that takes a while
+
+    return ZarrSource(path, cache)
 
 
 def _divide(path: str) -> tuple[str, str | None]:

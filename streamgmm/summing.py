@@ -1,0 +1,116 @@
+"""A chunk's rows added to the sums of a state, and compared with what they were in the first pass."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import replace
+
+import torch
+
+from streamgmm.errors import DataError, StreamGMMError
+from streamgmm.estep import BoundMixture, e_step
+from streamgmm.feed import Feed
+from streamgmm.io.integrity import UNIT_BYTES, UNIT_ROWS, fold
+from streamgmm.io.plan import Span
+from streamgmm.io.ring import Chunk
+from streamgmm.io.sources.base import Source
+from streamgmm.passes import regions
+from streamgmm.state import OpenSegment, TrainingState
+from streamgmm.task import Training
+from streamgmm.weighting import without_nonfinite
+
+
+def add_chunk(
+    chunk: Chunk, bound: tuple[BoundMixture, ...], state: TrainingState, training: Training
+) -> TrainingState | None:
+    """The state with the chunk's rows added to its segment, in place; None where device memory did not suffice."""
+    span, weighting = chunk.span, training.settings.weighting
+    opened = next((opened for opened in state.opened if opened.segment == span.segment), None)
+    try:
+        opened = opened or OpenSegment(span.segment, span.start, tuple(each.empty_statistics() for each in bound))
+        rows, skipped, given = chunk.rows, 0, weighting.training(span.start, span.stop)
+        if weighting.skip_nonfinite:
+            rows, given, skipped = without_nonfinite(rows, given, torch.from_numpy(state.frame.shift))
+        weights = None if given is None else torch.from_numpy(given).to(rows.device)
+        for mixture, sums in zip(bound, opened.sums, strict=True):
+            e_step(rows, mixture, sums, weights)
+        state, checksum, comparing = _checked(state, span, opened.checksum, chunk.units, training.source)
+        skipped += opened.skipped
+        opened = replace(opened, cursor=span.stop, checksum=checksum, skipped=skipped, comparing=comparing)
+        others = (other for other in state.opened if other.segment != span.segment)
+        state = replace(state, opened=(*others, opened), rows_read=state.rows_read + span.rows)
+        return _close(opened, bound, state, training.source.shape[0])
+    except torch.OutOfMemoryError:
+        return None
+
+
+def begin_again(segment: int, state: TrainingState, training: Training, feed: Feed) -> TrainingState:
+    """Begin a segment again, whose sums may be halfway between two chunks, with smaller chunks.
+
+    Raises
+    ------
+    StreamGMMError
+        They are as small as can be.
+    """
+    if training.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if not feed.shrink(segment):
+        active = ", ".join(f"{c.mixture.n_components} {c.mixture.covariance_type}" for c in state.active)
+        raise StreamGMMError(
+            f"out of device memory even with chunks of {feed.chunk_rows} rows, for {active} components of "
+            f"{training.source.shape[1]} features; use fewer, or a device that is free, and run the same command again"
+        )
+    training.observer.warn(f"out of device memory: going on with chunks of {feed.chunk_rows} rows; no result changes")
+    return replace(state, opened=tuple(opened for opened in state.opened if opened.segment != segment))
+
+
+def _close(opened: OpenSegment, bound: tuple[BoundMixture, ...], state: TrainingState, n_samples: int) -> TrainingState:
+    """Place the segment in the trees if it is whole."""
+    if opened.cursor != next(span.stop for span in state.spans(n_samples) if span.segment == opened.segment):
+        return state
+    trees = (
+        tree.place(opened.segment, mixture.finish(sums))
+        for tree, mixture, sums in zip(state.trees, bound, opened.sums, strict=True)
+    )
+    return replace(
+        state,
+        trees=tuple(trees),
+        opened=tuple(other for other in state.opened if other is not opened),
+        skipped=state.skipped + opened.skipped,
+    )
+
+
+def _checked(
+    state: TrainingState, span: Span, checksum: int | None, units: bytes | None, source: Source
+) -> tuple[TrainingState, int | None, bool]:
+    """The state with the checksum of every region that ends in ``span`` noted, or compared with the one noted before.
+
+    ``checksum`` is of the rows of the first region that lie before the span, and is given back for the last one, with
+    whether it is still to be compared.
+
+    Raises
+    ------
+    DataError
+        The rows of a region are not those of the first pass.
+    """
+    if units is None:
+        return state, None, False
+    parts, known = regions(state.course, source.shape[0]), dict(state.checksums)
+    place, comparing = bisect_right(parts, span.start, key=lambda part: part[0]) - 1, False
+    row = span.start
+    while row < span.stop:
+        first, last = parts[place]
+        stop = min(last, span.stop)
+        checksum = 0 if row == first else checksum
+        if checksum is not None:
+            here, there = (-(-(end - span.start) // UNIT_ROWS) * UNIT_BYTES for end in (row, stop))
+            checksum, comparing = fold(checksum, units[here:there]), place in known and stop < last
+        if stop == last and checksum is not None and known.setdefault(place, checksum) != checksum:
+            raise DataError(
+                f"{source.name}: changed since the first pass, between {source.locate(first)} and "
+                f"{source.locate(last - 1)}; restore it, or start over with --fresh"
+            )
+        row, place = stop, place + 1
+    if len(known) > len(state.checksums):
+        state = replace(state, checksums=tuple(known.items()))
+    return state, checksum, comparing
