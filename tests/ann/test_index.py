@@ -134,6 +134,17 @@ def test_k_results_where_k_exist(settings: InferenceSettings, model: Quantizer, 
         assert np.isinf(distances[:, 25:]).all()
 
 
+def test_ids_that_are_negative_or_huge(settings: InferenceSettings, model: Quantizer, queries: np.ndarray) -> None:
+    x = rows_near(model.mixture, 300)
+    ids = np.arange(300) * 7777 - (1 << 20)
+    ids[:5] = [-(1 << 63), (1 << 63) - 1, -2, (1 << 53) + 1, 1 << 53]
+    searcher = Searcher(*build_index(x, model, "top2", ids=ids, settings=settings))
+    _, found = searcher.search(queries, 300, K)
+    assert all(sorted(row) == sorted(ids.tolist()) for row in found.tolist())
+    nearest = ((queries[:, None].astype(np.float64) - x) ** 2).sum(2).argmin(1)
+    np.testing.assert_array_equal(found[:, 0], ids[nearest])
+
+
 def test_more_lists_than_rows(settings: InferenceSettings, queries: np.ndarray) -> None:
     mixture = overlapping(k=60, d=D)
     searcher = Searcher(*build_index(rows_near(mixture, 3), mixture, settings=settings))
