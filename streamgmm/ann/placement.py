@@ -63,12 +63,12 @@ def check(
         )
     if keep_resp and policy.name != "resp":
         raise RequestError(f"responsibilities are kept with policy 'resp' only; got {policy.name!r}")
-    if ids is not None and (ids.shape != (source.shape[0],) or ids.dtype != np.int64):
-        raise RequestError(
-            f"ids must be {source.shape[0]} numbers of type int64, one a row; got {ids.dtype} of shape {ids.shape}"
-        )
-    if ids is not None:
-        _check_different(ids)
+    if ids is None:
+        return
+    if not isinstance(ids, np.ndarray) or ids.shape != (source.shape[0],) or ids.dtype != np.int64:
+        got = f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else f"a {type(ids).__name__}"
+        raise RequestError(f"ids must be an array of {source.shape[0]} int64 numbers, one a row; got {got}")
+    _check_different(ids)
 
 
 def _check_different(ids: NDArray[np.int64]) -> None:

@@ -57,9 +57,10 @@ class Searcher:
             Queries of another dimension or not finite; ``k`` or the number of lists below 1.
         """
         x = self._checked(queries)
-        if k < 1:
-            raise RequestError(f"k must be at least 1; got {k}")
-        rule = Probing(value=probing, most=max(1, probing)) if isinstance(probing, int) else probing
+        if k < 1 or k != int(k):
+            raise RequestError(f"k must be a whole number, 1 at least; got {k}")
+        k = int(k)
+        rule = probing if isinstance(probing, Probing) else Probing(value=int(probing), most=max(1, int(probing)))
         if (rule.ranking == "posterior" or rule.stop == "mass") and quantizer is None:
             raise RequestError("posteriors need the quantizer; give it, or rank by distance and stop by another rule")
         distances: NDArray[np.float32] = np.full((len(x), k), np.inf, np.float32)
@@ -79,7 +80,11 @@ class Searcher:
         return distances, ids
 
     def _checked(self, queries: NDArray[Any]) -> NDArray[np.float32]:
-        x = np.ascontiguousarray(queries, dtype=np.float32)
+        try:
+            with np.errstate(over="ignore"):
+                x = np.ascontiguousarray(queries, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise RequestError(f"queries must be numbers; got {type(queries).__name__}; give an array") from None
         if x.ndim != 2 or x.shape[1] != self.index.d:
             raise RequestError(f"queries must have shape (Q, {self.index.d}) as the index has; got {x.shape}")
         if not np.isfinite(x).all():

@@ -167,8 +167,8 @@ def test_ids_of_the_user(tmp_path: Path, settings: InferenceSettings, quantizer:
     plain = assign(x, quantizer, tmp_path / "a", settings=settings)
     named = assign(x, quantizer, tmp_path / "b", ids=ids, settings=settings)
     np.testing.assert_array_equal(named.ids, ids[plain.ids])
-    for wrong in (ids[:-1], ids.astype(np.int32)):
-        with pytest.raises(RequestError, match="300 numbers of type int64"):
+    for wrong in (ids[:-1], ids.astype(np.int32), ids.tolist()):
+        with pytest.raises(RequestError, match="300 int64 numbers"):
             assign(x, quantizer, tmp_path / "c", ids=wrong, settings=settings)
     # Asked for again with two ids exchanged, they are other lists.
     ids[[100, 200]] = ids[[200, 100]]
