@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from streamgmm.ann.policies import Policy
 from streamgmm.ann.postings import FORMAT, PostingLists, is_postings
 from streamgmm.ann.quantizer import quantizer_of
 from streamgmm.ann.spill import Spill
+from streamgmm.device import compute_workers
 from streamgmm.errors import RequestError, RunError
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.sources import open_source
 from streamgmm.storage import sync_folder, write_atomic
 from streamgmm.transforms import FILE
 
-_SORT_BYTES = 64 << 20
-"""Entries sorted at once, where no memory limit says less."""
+_SORT_BYTES = 256 << 20
+"""Of entries sorted at once, where a quarter of the memory limit is not less."""
 
 Progress = Callable[[int], object]
 """Told of rows as they are done."""
@@ -94,8 +96,9 @@ def assign(
         "copies": copies,
         "temperature": temperature,
         "keep_resp": keep_resp,
-        "ids": None if ids is None else [int(ids.sum()), int(ids[0]), int(ids[-1])],
+        "ids": None if ids is None else sha256(np.ascontiguousarray(ids).data).hexdigest(),
         "device": settings.device.type,
+        "precision": settings.precision,
     }
     wanted = json.loads(json.dumps(wanted))
     there = _there(output, wanted, overwrite=overwrite)
@@ -115,7 +118,8 @@ def assign(
             shutil.rmtree(result, ignore_errors=True)
             result.mkdir()
             budget = min(_SORT_BYTES, (settings.memory_limit or 4 * _SORT_BYTES) // 4)
-            offsets = invert(spill, quantizer.n_lists, ids, result, folder, budget)
+            workers = compute_workers(torch.device("cpu"))
+            offsets = invert(spill, quantizer.n_lists, ids, result, folder, budget, workers)
         facts = {
             "format": FORMAT,
             "version": 1,

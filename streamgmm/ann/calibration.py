@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streamgmm.ann.ground_truth import exact_neighbours
+from streamgmm.ann.ground_truth import checked_truth, exact_neighbours
 from streamgmm.ann.layout import lay_out
 from streamgmm.ann.placement import check, settle
 from streamgmm.ann.policies import Policy
@@ -60,9 +60,12 @@ def calibrate_probing(
         raise RequestError(f"way must be one of {', '.join(WAYS)}; got {way!r}")
     if not 0 < recall <= 1:
         raise RequestError(f"recall must lie above 0 and be at most 1; got {recall}")
+    if k < 1:
+        raise RequestError(f"k must be at least 1; got {k}")
     check(source, quantizer, policy, None)
     if truth is None:
         truth = exact_neighbours(source, queries, k, settings)
+    truth = checked_truth(truth, len(queries), source.shape[0], k)
     policy = settle(source, quantizer, policy, copies, 1.0, settings)
     layout = lay_out(source, quantizer, [policy], settings)
     (table,) = layout.tables

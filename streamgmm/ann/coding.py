@@ -34,6 +34,8 @@ class Coding:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise RequestError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
+        if self.kind != "pq" and self.subspaces is not None:
+            raise RequestError(f"subspaces belong to kind pq, and the kind is {self.kind!r}; leave them out")
         if self.kind == "pq" and not 1 <= self.bits <= 12:
             raise RequestError(f"bits must be between 1 and 12 for pq; got {self.bits}")
         if self.kind == "sq" and self.bits not in SCALAR_BITS:

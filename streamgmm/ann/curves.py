@@ -123,6 +123,13 @@ class Curve:
             return None
         return Point(float(self.values[at]), cost, crossing(reached, scanned, recall)[0])
 
+    def recall_at(self, unique: float) -> float | None:
+        """Mean recall for ``unique`` distances a query; None where even the least takes more, or the most fewer."""
+        reached, cost = (part.mean(0, dtype=np.float64) for part in (self.recall, self.unique))
+        if not cost[0] <= unique <= cost[-1]:
+            return None
+        return float(np.interp(unique, cost, reached))
+
 
 def crossing(reached: NDArray[Any], cost: NDArray[Any], recall: float) -> tuple[float, int]:
     """``cost`` (T,) where ``reached`` (T,), rising, meets ``recall``, and the place at or beyond; NaN, T if nowhere."""

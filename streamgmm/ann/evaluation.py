@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from streamgmm.ann.bootstrap import Draws, interval
 from streamgmm.ann.curves import Curve
-from streamgmm.ann.ground_truth import exact_neighbours
+from streamgmm.ann.ground_truth import checked_truth, exact_neighbours
 from streamgmm.ann.layout import Layout, Table, copies_of, lay_out, sizes_of
 from streamgmm.ann.policies import Policy
 from streamgmm.ann.postings import imbalance
 from streamgmm.ann.probing import Probing
 from streamgmm.ann.quantizer import Quantizer, quantizer_of
-from streamgmm.ann.table import Cost, Evaluation, Row
+from streamgmm.ann.table import BY_POSTERIOR, Cost, Evaluation, Row
 from streamgmm.ann.throughput import queries_per_second
 from streamgmm.ann.training import train_quantizer
 from streamgmm.ann.ways import Asked, Ways
@@ -135,6 +135,7 @@ def evaluate(
     if truth is None:
         told("exact neighbours")
         truth = exact_neighbours(source, queries, request.k, settings)
+    truth = checked_truth(truth, len(queries), source.shape[0], request.k)
     order = np.random.default_rng(0).permutation(len(queries))
     cut = min(max(1, round(request.tuning * len(queries))), len(queries) - 1)
     x = np.asarray(queries, np.float32)
@@ -207,7 +208,7 @@ def _of_model(job: _Job, name: str, own: Quantizer) -> Iterator[tuple[str, _Meas
     yield f"{name}, AIR, odds", _measure(ways, policy, tables[policy], "odds")
     if papers:
         yield f"{name}, r > 1/K", _measure(ways, PAPERS, tables[PAPERS])
-        yield f"{name}, r > 1/K, posterior", _measure(ways, PAPERS, tables[PAPERS], "posterior")
+        yield f"{name}, r > 1/K{BY_POSTERIOR}", _measure(ways, PAPERS, tables[PAPERS], "posterior")
 
 
 def _ways(job: _Job, layout: Layout) -> Ways:
@@ -226,8 +227,8 @@ def _kmeans(job: _Job, lists: int, seed: int) -> Quantizer:
 
 def _summary(job: _Job, by_name: Mapping[str, list[_Measured]], lists: int) -> Evaluation:
     draws = Draws.of(len(job.testing.queries), len(job.request.seeds), _DRAWS, np.random.default_rng(0))
-    baseline = draws.unique([one.testing for one in by_name["k-means"]], job.request.recalls)
-    rows = [_row(job, name, measured, draws, baseline) for name, measured in by_name.items()]
+    kmeans = [one.testing for one in by_name["k-means"]]
+    rows = [_row(job, name, measured, draws, kmeans) for name, measured in by_name.items()]
     tuned = {name: float(np.mean([one.tuned for one in measured])) for name, measured in by_name.items()}
     eligible = [row for row in rows if row.copies <= 2 and row.lists == lists]
     best = min(eligible, key=lambda row: tuned[row.name])
@@ -246,14 +247,14 @@ def _summary(job: _Job, by_name: Mapping[str, list[_Measured]], lists: int) -> E
     )
 
 
-def _row(job: _Job, name: str, measured: list[_Measured], draws: Draws, baseline: NDArray[np.float64]) -> Row:
+def _row(job: _Job, name: str, measured: list[_Measured], draws: Draws, kmeans: Sequence[Curve]) -> Row:
     job.told(f"summary of {name}")
     first = measured[0]
     k, d = first.quantizer.centroids.shape
     curves = [one.testing for one in measured]
-    unique = draws.unique(curves, job.request.recalls)
+    unique, baseline = (draws.unique(some, job.request.recalls) for some in (curves, kmeans))
     costs = [
-        _cost_at(curves, recall, own, base)
+        _cost_at(curves, recall, own, base, _recall_at_cost(curves, kmeans, recall))
         for recall, own, base in zip(job.request.recalls, unique, baseline, strict=True)
     ]
     copies = float(np.mean([copies_of(one.table) for one in measured]))
@@ -284,11 +285,15 @@ def _row(job: _Job, name: str, measured: list[_Measured], draws: Draws, baseline
 
 
 def _cost_at(
-    curves: Sequence[Curve], recall: float, unique: NDArray[np.float64], baseline: NDArray[np.float64]
+    curves: Sequence[Curve],
+    recall: float,
+    unique: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    at_cost: float | None,
 ) -> Cost:
     points = [point for one in curves if (point := one.at(recall)) is not None]
     if len(points) < len(curves):
-        return Cost(recall)
+        return Cost(recall, recall_at_cost=at_cost)
     gains = baseline / unique
     (low, high), (gain_low, gain_high) = interval(unique), interval(gains)
     return Cost(
@@ -301,4 +306,16 @@ def _cost_at(
         gain_low,
         gain_high,
         points[0].value,
+        at_cost,
     )
+
+
+def _recall_at_cost(curves: Sequence[Curve], kmeans: Sequence[Curve], recall: float) -> float | None:
+    """Mean over seeds of the recall with what k-means of that seed needs for ``recall``; None where one is unknown."""
+    points = [one.at(recall) for one in kmeans]
+    found = [
+        None if point is None else curves[seed % len(curves)].recall_at(point.unique)
+        for seed, point in enumerate(points)
+    ]
+    there = [value for value in found if value is not None]
+    return float(np.mean(there)) if len(there) == len(found) else None

@@ -27,6 +27,9 @@ _TILE_BYTES = 64 << 20
 _QUERIES = 1024
 _CHUNK_BYTES = 32 << 20
 
+NO_ROW = -1
+"""Behind the last neighbour of a query that has fewer than k."""
+
 RAW_SUFFIXES = (".bin", ".ibin")
 COUNTS = np.dtype("<u4")
 
@@ -50,20 +53,20 @@ def exact_neighbours(source: Source, queries: NDArray[Any], k: int, settings: In
     if not np.isfinite(queries).all():
         row = int(np.flatnonzero(~np.isfinite(queries).all(1))[0])
         raise DataError(f"queries: query {row} holds NaN or infinity; leave it out")
+    if not len(queries):
+        raise RequestError("queries holds none; give at least one")
     exact = torch.as_tensor(np.asarray(queries, np.float64), device=settings.device)
     shift = exact.mean(0)
     x = (exact - shift).float()
     kept = min(n, k + _SPARE)
     best = torch.full((len(x), kept), torch.inf, device=x.device)
-    rows_of = torch.full((len(x), kept), -1, dtype=torch.int64, device=x.device)
+    rows_of = torch.full((len(x), kept), NO_ROW, dtype=torch.int64, device=x.device)
     chunk = round_chunk_rows(max(1024, _CHUNK_BYTES // (4 * d)), 1024)
     tile = max(1024, _TILE_BYTES // (4 * min(len(x), _QUERIES)))
     with Ring(source, chunk, settings.device, settings.threads) as ring:
         for part in ring.stream(plan_chunks(n, chunk)):
             if not torch.isfinite(part.rows.double().sum()):
-                check_finite(
-                    source, source.read(part.span.start, part.span.stop), np.arange(part.span.start, part.span.stop)
-                )
+                _explain(source, part.span)
             for first in range(0, len(part.rows), tile):
                 rows = (part.rows[first : first + tile].double() - shift).float()
                 norms = (rows**2).sum(1)
@@ -73,6 +76,24 @@ def exact_neighbours(source: Source, queries: NDArray[Any], k: int, settings: In
                         best[own], rows_of[own], torch.addmm(norms, x[own], rows.T, alpha=-2), part.span.start + first
                     )
     return _settled(source, exact.cpu().numpy(), rows_of.cpu().numpy(), k)
+
+
+def checked_truth(truth: NDArray[Any], n_queries: int, n_rows: int, k: int) -> NDArray[np.int64]:
+    """The first ``k`` columns of ``truth`` (Q, k or more): row numbers, or -1.
+
+    Raises
+    ------
+    RequestError
+        It is of other queries or other data.
+    """
+    if truth.ndim != 2 or truth.shape[0] != n_queries or truth.shape[1] < k or truth.dtype.kind not in "iu":
+        raise RequestError(
+            f"truth must be whole numbers of shape ({n_queries}, {k}); got {truth.dtype} of shape {truth.shape}"
+        )
+    truth = truth[:, :k].astype(np.int64)
+    if truth.size and (truth.min() < NO_ROW or truth.max() >= n_rows):
+        raise RequestError(f"truth names row {truth.max()}, and the data has {n_rows}; give the truth of this data")
+    return truth
 
 
 def _explain(source: Source, span: Span) -> None:
@@ -93,7 +114,7 @@ def _keep_best(best: Tensor, rows_of: Tensor, distances: Tensor, first: int) -> 
 def _settled(source: Source, queries: NDArray[np.float64], candidates: NDArray[np.int64], k: int) -> NDArray[np.int64]:
     wanted = np.unique(candidates)
     rows: NDArray[np.float32] = np.asarray(values(source.gather(wanted)[0]))
-    out: NDArray[np.int64] = np.full((len(queries), k), -1, np.int64)
+    out: NDArray[np.int64] = np.full((len(queries), k), NO_ROW, np.int64)
     for i, (query, own) in enumerate(zip(queries, candidates, strict=True)):
         own = np.sort(own)
         near = rows[np.searchsorted(wanted, own)].astype(np.float64)

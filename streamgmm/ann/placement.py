@@ -23,6 +23,9 @@ from streamgmm.mixture import Mixture
 from streamgmm.precision import CHECK_ROWS, choose_precision, first_precision
 from streamgmm.seeding import check_finite, uniform_rows
 
+NO_ID = -1
+"""What searches give where there is no neighbour; its distance is infinite."""
+
 SAMPLE_ROWS = 65_536
 """Rows on which a target number of copies is solved."""
 
@@ -60,10 +63,24 @@ def check(
         )
     if keep_resp and policy.name != "resp":
         raise RequestError(f"responsibilities are kept with policy 'resp' only; got {policy.name!r}")
-    if ids is not None and (ids.shape != (source.shape[0],) or ids.dtype != np.int64):
-        raise RequestError(
-            f"ids must be {source.shape[0]} numbers of type int64, one a row; got {ids.dtype} of shape {ids.shape}"
-        )
+    if ids is None:
+        return
+    if not isinstance(ids, np.ndarray) or ids.shape != (source.shape[0],) or ids.dtype != np.int64:
+        got = f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else f"a {type(ids).__name__}"
+        raise RequestError(f"ids must be an array of {source.shape[0]} int64 numbers, one a row; got {got}")
+    _check_different(ids)
+
+
+def _check_different(ids: NDArray[np.int64]) -> None:
+    """Raise RequestError where two rows have one id, or one has the id that means nothing was found."""
+    if not (rising := bool((ids[1:] > ids[:-1]).all())):
+        ids = np.sort(ids)
+    again = np.flatnonzero(ids[1:] == ids[:-1]) if not rising else ids[:0]
+    if len(again):
+        raise RequestError(f"ids must differ, and {ids[again[0]]} is there twice; give each vector its own")
+    at = int(np.searchsorted(ids, NO_ID))
+    if at < len(ids) and ids[at] == NO_ID:
+        raise RequestError(f"ids must not hold {NO_ID}, which searches give where there is no neighbour; use another")
 
 
 def settle(

@@ -59,6 +59,7 @@ def quantizer_of(model: Any) -> Quantizer:
     Parameters
     ----------
     model : Quantizer, Mixture, fitted estimator, array (K, D), or path
+        Of a k-means, ours or scikit-learn's, the ``cluster_centers_``, which have no responsibilities.
         A path is a RUN, a model file, or a file of centroids in any format that `open_source` reads.
 
     Raises
@@ -75,6 +76,7 @@ def quantizer_of(model: Any) -> Quantizer:
     fitted = getattr(model, "mixture_", None)
     if isinstance(fitted, Mixture):
         return _of_mixture(fitted)
+    model = getattr(model, "cluster_centers_", model)
     if isinstance(model, (str, Path)):
         path = Path(model)
         if path.suffix == ".safetensors" or (path / "model.safetensors").exists():

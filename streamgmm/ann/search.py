@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from streamgmm.ann.faiss_files import read_index
 from streamgmm.ann.faiss_index import IndexFacts
+from streamgmm.ann.placement import NO_ID
+from streamgmm.ann.policies import NO_LIST
 from streamgmm.ann.probing import Probing, rank_lists, with_keys
 from streamgmm.ann.quantizer import Quantizer
 from streamgmm.errors import RequestError
-
-NOTHING = -1
-"""The id where there is no neighbour; its distance is infinite."""
 
 _QUERIES = 256
 
@@ -58,20 +57,21 @@ class Searcher:
             Queries of another dimension or not finite; ``k`` or the number of lists below 1.
         """
         x = self._checked(queries)
-        if k < 1:
-            raise RequestError(f"k must be at least 1; got {k}")
-        rule = Probing(value=probing, most=max(1, probing)) if isinstance(probing, int) else probing
+        if k < 1 or k != int(k):
+            raise RequestError(f"k must be a whole number, 1 at least; got {k}")
+        k = int(k)
+        rule = probing if isinstance(probing, Probing) else Probing(value=int(probing), most=max(1, int(probing)))
         if (rule.ranking == "posterior" or rule.stop == "mass") and quantizer is None:
             raise RequestError("posteriors need the quantizer; give it, or rank by distance and stop by another rule")
         distances: NDArray[np.float32] = np.full((len(x), k), np.inf, np.float32)
-        ids: NDArray[np.int64] = np.full((len(x), k), NOTHING, np.int64)
+        ids: NDArray[np.int64] = np.full((len(x), k), NO_ID, np.int64)
         exist = min(k, self.facts.n_samples)
         for start in range(0, len(x), _QUERIES):
             piece = slice(start, start + _QUERIES)
             lists = self._lists(x[piece], rule, quantizer)
             distances[piece], ids[piece] = self._found(x[piece], k, *lists)
         width = int(rule.value) if rule.stop == "count" else rule.most
-        while (short := np.flatnonzero((ids != NOTHING).sum(1) < exist)).size and width < self.index.nlist:
+        while (short := np.flatnonzero((ids != NO_ID).sum(1) < exist)).size and width < self.index.nlist:
             width = min(max(2 * width, 2), self.index.nlist)
             for start in range(0, len(short), _QUERIES):
                 rows = short[start : start + _QUERIES]
@@ -80,7 +80,11 @@ class Searcher:
         return distances, ids
 
     def _checked(self, queries: NDArray[Any]) -> NDArray[np.float32]:
-        x = np.ascontiguousarray(queries, dtype=np.float32)
+        try:
+            with np.errstate(over="ignore"):
+                x = np.ascontiguousarray(queries, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise RequestError(f"queries must be numbers; got {type(queries).__name__}; give an array") from None
         if x.ndim != 2 or x.shape[1] != self.index.d:
             raise RequestError(f"queries must have shape (Q, {self.index.d}) as the index has; got {x.shape}")
         if not np.isfinite(x).all():
@@ -102,7 +106,7 @@ class Searcher:
             assert quantizer is not None
             ranked = rank_lists(torch.from_numpy(x), quantizer, rule)
         beyond = torch.arange(ranked.lists.shape[1]) >= ranked.kept(rule.value)[:, None]
-        return ranked.distances.numpy(), ranked.lists.masked_fill(beyond, NOTHING).numpy()
+        return ranked.distances.numpy(), ranked.lists.masked_fill(beyond, NO_LIST).numpy()
 
     def _found(
         self, x: NDArray[np.float32], k: int, distances: NDArray[np.float32], lists: NDArray[np.int64]
@@ -124,11 +128,11 @@ def without_duplicates(
     by_id = np.take_along_axis(ids, order, 1)
     again = np.zeros(ids.shape, bool)
     np.put_along_axis(again, order[:, 1:], by_id[:, 1:] == by_id[:, :-1], 1)
-    dropped = again | (ids == NOTHING)
+    dropped = again | (ids == NO_ID)
     front = dropped.argsort(axis=1, kind="stable")[:, :k]
-    kept_ids: NDArray[np.int64] = np.full((len(ids), k), NOTHING, np.int64)
+    kept_ids: NDArray[np.int64] = np.full((len(ids), k), NO_ID, np.int64)
     kept: NDArray[np.float32] = np.full((len(ids), k), np.inf, np.float32)
     gone = np.take_along_axis(dropped, front, 1)
-    kept_ids[:, : front.shape[1]] = np.where(gone, NOTHING, np.take_along_axis(ids, front, 1))
+    kept_ids[:, : front.shape[1]] = np.where(gone, NO_ID, np.take_along_axis(ids, front, 1))
     kept[:, : front.shape[1]] = np.where(gone, np.inf, np.take_along_axis(distances, front, 1))
     return kept, kept_ids

@@ -6,19 +6,18 @@ A row of the table holds its vector's lists (int32, -1 behind the last) and, whe
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamgmm.ann.column import Column
 from streamgmm.statistics import BLOCK_ROWS
-from streamgmm.storage import naming, parse_json, read_small, write_atomic
+from streamgmm.storage import parse_json, read_small, sync_folder, write_atomic
 
 SYNC_SECONDS = 10.0
 """At most so much work is done again after a kill."""
@@ -38,12 +37,17 @@ class Spill:
     def __init__(
         self, folder: Path, n_rows: int, columns: int, with_resp: bool, identity: Mapping[str, object]
     ) -> None:
-        self._folder, self._n_rows, self.columns = folder, n_rows, columns
+        self._folder, self._n_rows, self.columns, self.with_resp = folder, n_rows, columns, with_resp
         self._identity = json.loads(json.dumps(dict(identity)))
         self._names = ["lists", "resp"] if with_resp else ["lists"]
         self.rows = self._rows_there()
         self.resumed = self.rows > 0
-        self._files = [self._open(name) for name in self._names]
+        if not self.resumed:
+            # What it says of the rows that are about to be written over would be believed after a kill.
+            (folder / "state.json").unlink(missing_ok=True)
+            sync_folder(folder)
+        types = zip(self._names, (np.int32, np.float32), strict=False)
+        self._parts = [Column(folder / name, dtype, self.rows * columns) for name, dtype in types]
         self._synced = time.monotonic()
 
     def _rows_there(self) -> int:
@@ -61,48 +65,34 @@ class Spill:
         # Whole blocks: what is computed from there on does not depend on where it was interrupted.
         return rows if rows == self._n_rows else rows // BLOCK_ROWS * BLOCK_ROWS
 
-    def _open(self, name: str) -> int:
-        path = self._folder / name
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        os.ftruncate(descriptor, self.rows * self.columns * 4)
-        os.lseek(descriptor, 0, os.SEEK_END)
-        return descriptor
-
     def append(self, lists: NDArray[np.int32], resp: NDArray[np.float32] | None) -> None:
         """Add rows, (n, columns) each; now and then they are made safe."""
-        parts = [lists] if resp is None else [lists, resp]
-        for descriptor, name, part in zip(self._files, self._names, parts, strict=True):
-            view: memoryview = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-            with naming(self._folder / name):
-                while len(view):
-                    view = view[os.write(descriptor, view) :]
+        values = [lists] if resp is None else [lists, resp]
+        for part, own in zip(self._parts, values, strict=True):
+            part.write(self.rows * self.columns, own)
         self.rows += len(lists)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
         """Make every row safe."""
-        for descriptor, name in zip(self._files, self._names, strict=True):
-            with naming(self._folder / name):
-                os.fsync(descriptor)
+        for part in self._parts:
+            part.sync()
         state = {"identity": self._identity, "rows": self.rows}
         write_atomic(self._folder / "state.json", json.dumps(state).encode())
         self._synced = time.monotonic()
 
-    def blocks(self, rows: int) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.float32] | None]]:
-        """First row, lists and responsibilities of every ``rows`` rows, in order."""
-        for start in range(0, self.rows, rows):
-            count = min(rows, self.rows - start)
-            raw = [_read(descriptor, start * self.columns * 4, count * self.columns * 4) for descriptor in self._files]
-            lists: NDArray[np.int32] = np.frombuffer(raw[0], np.int32).reshape(count, self.columns)
-            resp: NDArray[np.float32] | None = None
-            if len(raw) > 1:
-                resp = np.frombuffer(raw[1], np.float32).reshape(count, self.columns)
-            yield start, lists, resp
+    def read(self, start: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32] | None]:
+        """Lists and responsibilities of ``count`` rows from ``start`` on, fewer at the end; from any thread."""
+        count = min(count, self.rows - start)
+        lists, *resp = (
+            part.read(start * self.columns, count * self.columns).reshape(count, self.columns) for part in self._parts
+        )
+        return lists, resp[0] if resp else None
 
     def close(self) -> None:
-        for descriptor in self._files:
-            os.close(descriptor)
+        for part in self._parts:
+            part.close()
 
     def __enter__(self) -> Spill:
         return self
@@ -111,14 +101,3 @@ class Spill:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _read(descriptor: int, offset: int, length: int) -> bytearray:
-    out = bytearray(length)
-    view, done = memoryview(out), 0
-    while done < length:
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            raise OSError(errno.EIO, "the table of lists ended early")
-        done += count
-    return out

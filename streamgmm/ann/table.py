@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+BY_POSTERIOR = ", posterior"
+"""How names of rows end whose lists are ranked by posterior; without it, those of the same lists by distance."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -21,6 +24,8 @@ class Cost:
         k-means' ``unique``, with as many lists and one list a vector, over this; and its interval.
     value : float or None
         Stopping value, for the first seed.
+    recall_at_cost : float or None
+        Recall at the same cost: with as many unique distances as k-means needs for ``recall``.
     """
 
     recall: float
@@ -32,6 +37,7 @@ class Cost:
     gain_low: float | None = None
     gain_high: float | None = None
     value: float | None = None
+    recall_at_cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,20 +118,43 @@ class Evaluation:
         lines = [
             f"{self.n_samples:,} vectors × {self.n_features}, recall@{self.k}, {self.n_queries:,} test queries "
             f"({self.n_tuning:,} others for tuning)",
-            f"{'':<28}{'lists':>6} {'copies':>6} {'MB':>7} {'imbal.':>6}{heads} {'scanned':>8} {'q/s':>7}",
+            f"{'':<28}{'lists':>6} {'copies':>6} {'MB':>7} {'imbal.':>6}{heads} {'same cost':>9} {'scanned':>8} "
+            f"{'q/s':>7}",
         ]
         for row in self.rows:
             facts = f"{row.lists:>6} {row.copies:>6.2f} {row.index_bytes / 1e6:>7.0f} {row.imbalance:>6.2f}"
             costs = "".join(f"  {_told(cost):>26}" for cost in row.costs)
             lines.append(
-                f"{row.name:<28}{facts}{costs} {_whole(row.costs[-1].scanned):>8} {_whole(row.queries_per_second):>7}"
+                f"{row.name:<28}{facts}{costs} {_share(row.costs[0].recall_at_cost):>9} "
+                f"{_whole(row.costs[-1].scanned):>8} {_whole(row.queries_per_second):>7}"
             )
+        lines.append(
+            f"same cost: recall with the unique distances that k-means needs for {recalls[0]:g}; "
+            f"scanned, copies counted, and queries a second: at {recalls[-1]:g}"
+        )
+        lines += self.warnings()
         gain = "–" if self.gain_unique_at_99 is None else f"{self.gain_unique_at_99:.2f}"
         fixed = "–" if self.gain_fixed is None else f"{self.gain_fixed:.2f}"
         lines.append(
             f"fewer unique distances at 0.99 than k-means: {gain} × ({self.best}), {fixed} × ({self.best_fixed})"
         )
         return lines
+
+    def warnings(self) -> list[str]:
+        """A line for each row whose ranking by posterior is worse than the same lists by distance."""
+        by_name, found = {row.name: row for row in self.rows}, []
+        for row in self.rows:
+            plain = by_name.get(row.name.removesuffix(BY_POSTERIOR))
+            if plain is None or plain is row:
+                continue
+            for worse, better in zip(row.costs, plain.costs, strict=True):
+                if worse.unique is not None and better.unique is not None and worse.unique > better.unique:
+                    times = worse.unique / better.unique
+                    found.append(
+                        f"warning: {row.name}: {times:.1f} × the distances at {worse.recall:g} that the same lists "
+                        "take by distance; rank by distance"
+                    )
+        return found
 
 
 def _told(cost: Cost) -> str:
@@ -134,6 +163,10 @@ def _told(cost: Cost) -> str:
     if cost.gain is None or cost.gain_low is None or cost.gain_high is None:
         return f"{cost.unique:.0f}"
     return f"{cost.unique:.0f} {cost.gain:.2f}× [{cost.gain_low:.2f}, {cost.gain_high:.2f}]"
+
+
+def _share(number: float | None) -> str:
+    return "–" if number is None else f"{number:.3f}"
 
 
 def _whole(number: float | None) -> str:

@@ -119,6 +119,11 @@ def assign(
     quantizer, own_ids = quantizer_of(run), read_ids(ids)
     source = fitted_rows(run, one_path(data), rows, computing.cache)
     spare(data, out)
+    if vectorchord is not None:
+        # Before the pass, not after it.
+        spare((*data, run), vectorchord)
+        if not vectorchord.parent.is_dir() or vectorchord.is_dir():
+            raise RequestError(f"--vectorchord: {vectorchord} cannot be written; name a file in a folder that exists")
     with row_bar(source.shape[0], quiet=as_json) as progress:
         postings = assign_source(
             source,

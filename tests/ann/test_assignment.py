@@ -9,7 +9,6 @@ import pytest
 
 from streamgmm.ann import assignment, spill
 from streamgmm.ann.assignment import assign
-from streamgmm.ann.inversion import ranges
 from streamgmm.ann.policies import POLICIES, Policy
 from streamgmm.ann.postings import PostingLists, imbalance
 from streamgmm.ann.quantizer import Quantizer, quantizer_of
@@ -168,9 +167,16 @@ def test_ids_of_the_user(tmp_path: Path, settings: InferenceSettings, quantizer:
     plain = assign(x, quantizer, tmp_path / "a", settings=settings)
     named = assign(x, quantizer, tmp_path / "b", ids=ids, settings=settings)
     np.testing.assert_array_equal(named.ids, ids[plain.ids])
-    for wrong in (ids[:-1], ids.astype(np.int32)):
-        with pytest.raises(RequestError, match="300 numbers of type int64"):
+    for wrong in (ids[:-1], ids.astype(np.int32), ids.tolist()):
+        with pytest.raises(RequestError, match="300 int64 numbers"):
             assign(x, quantizer, tmp_path / "c", ids=wrong, settings=settings)
+    # Asked for again with two ids exchanged, they are other lists.
+    ids[[100, 200]] = ids[[200, 100]]
+    with pytest.raises(RequestError, match="other data or settings"):
+        assign(x, quantizer, tmp_path / "b", ids=ids, settings=settings)
+    for first, message in ((ids[1], "differ, and"), (-1, "must not hold -1")):
+        with pytest.raises(RequestError, match=message):
+            assign(x, quantizer, tmp_path / "c", ids=np.array([first, *ids[1:]]), settings=settings)
 
 
 def test_more_lists_than_rows(tmp_path: Path, settings: InferenceSettings) -> None:
@@ -238,12 +244,6 @@ def test_float64_rows_far_from_the_origin(tmp_path: Path, settings: InferenceSet
     near = assign(x, quantizer_of(mixture), tmp_path / "a", "top1", settings=settings)
     moved = assign(x + 1024, mixture.means + 1024, tmp_path / "b", "top1", settings=settings)
     assert as_table(near, 100) == as_table(moved, 100)
-
-
-def test_ranges_hold_what_they_may() -> None:
-    sizes = np.array([5, 0, 3, 9, 1, 1, 1])
-    np.testing.assert_array_equal(ranges(sizes, 8), [0, 3, 4])
-    assert len(ranges(np.ones(10_000, np.int64), 1)) <= 512
 
 
 def test_imbalance() -> None:

@@ -45,6 +45,8 @@ def test_a_worse_way_is_warned_of(settings: InferenceSettings) -> None:
 
 def test_what_cannot_be_is_refused(settings: InferenceSettings) -> None:
     x, queries = np.zeros((50, 5), np.float32), np.zeros((9, 5), np.float32)
-    for wrong in ({"recall": 0.0}, {"recall": 1.1}, {"way": "luck"}):
+    for wrong in ({"recall": 0.0}, {"recall": 1.1}, {"way": "luck"}, {"k": 0}, {"truth": np.zeros((2, 10), int)}):
         with pytest.raises(RequestError):
             calibrate_probing(x, queries, overlapping(), settings=settings, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="give at least one"):
+        calibrate_probing(x, queries[:0], overlapping(), settings=settings)

@@ -82,3 +82,15 @@ def test_thresholds_are_those_of_searching(stop: str) -> None:
         np.testing.assert_array_equal(drawn.unique[:, at], tallied.unique.gather(1, kept[:, None])[:, 0] + 12)
     assert drawn.recall[:, -1].mean() == 1
     assert drawn.at(1.0) is not None
+
+
+def test_recall_at_a_cost_is_the_inverse_of_cost_at_a_recall() -> None:
+    rng = np.random.default_rng(0)
+    parts = [np.sort(rng.random((9, 20)).astype(np.float32), axis=1) for _ in range(2)]
+    one = Curve(np.arange(20.0), parts[0], 50 * parts[1], 60 * parts[1])
+    for recall in (0.3, 0.5, 0.8):
+        point = one.at(recall)
+        assert point is not None
+        assert one.recall_at(point.unique) == pytest.approx(recall)
+    assert one.recall_at(0.0) is None
+    assert one.recall_at(51.0) is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from streamgmm.ann.bootstrap import Draws, interval
 from streamgmm.ann.curves import Curve
 from streamgmm.ann.evaluation import EvaluationRequest, evaluate
+from streamgmm.ann.ground_truth import exact_neighbours
 from streamgmm.ann.plot import draw
+from streamgmm.ann.table import Cost, Evaluation, Row
 from streamgmm.ann.training import train_quantizer
 from streamgmm.errors import RequestError
 from streamgmm.inference import InferenceSettings
+from streamgmm.io.sources import open_source
 from tests.ann.cases import overlapping, rows_near
 from tests.oracles import clustered
 
@@ -54,7 +58,9 @@ def test_the_whole_table(tmp_path: Path, settings: InferenceSettings, data: tupl
     assert found.gain_unique_at_99 == best.gain(0.99)
     assert json.loads(json.dumps(found.facts()))["gain_unique_at_99"] == found.gain_unique_at_99
     lines = found.lines()
-    assert len(lines) == len(found.rows) + 3
+    assert len(lines) == len(found.rows) + 4 + len(found.warnings())
+    assert [cost.recall_at_cost for cost in baseline.costs] == pytest.approx([0.9, 0.95, 0.99], abs=1e-6)
+    assert all(cost.recall_at_cost is not None and 0 < cost.recall_at_cost <= 1 for cost in found.rows[2].costs)
     draw(found, tmp_path / "p.svg")
     assert (tmp_path / "p.svg").read_text().startswith("<?xml")
     with pytest.raises(RequestError, match=r"\.svg"):
@@ -69,6 +75,38 @@ def test_speed_is_that_of_a_search_with_the_same_recall(
     request = EvaluationRequest(k=5, seeds=(0,), iterations=3)
     found = evaluate(x, queries, None, request, n_lists=8, settings=settings)
     assert all(row.queries_per_second is not None and row.queries_per_second > 0 for row in found.rows)
+
+
+def test_ranking_by_posterior_is_warned_of() -> None:
+    def row(name: str, unique: float | None) -> Row:
+        return Row(name, {}, 8, 1.0, 1, 1.0, 1, [Cost(0.9, unique)], [])
+
+    rows = [row("k-means", 9.0), row("m, r > 1/K", 10.0), row("m, r > 1/K, posterior", 25.0)]
+    whole = Evaluation(9, 2, 3, 1, 10, 8, rows, "k-means", None, "k-means", None)
+    (line,) = whole.warnings()
+    assert line.startswith("warning: m, r > 1/K, posterior: 2.5 × the distances at 0.9 ")
+    assert line in whole.lines()
+    for better in (5.0, None):
+        assert not replace(whole, rows=[*rows[:2], row("m, r > 1/K, posterior", better)]).warnings()
+
+
+def test_more_neighbours_are_known_than_are_asked_for(
+    settings: InferenceSettings, data: tuple[np.ndarray, np.ndarray]
+) -> None:
+    x, queries = data
+    request = EvaluationRequest(k=3, seeds=(0,), iterations=2, measure_speed=False)
+    truth = exact_neighbours(open_source(x), queries, 9, settings)
+    given = evaluate(x, queries, None, request, n_lists=4, truth=truth, settings=settings)
+    assert given == evaluate(x, queries, None, request, n_lists=4, settings=settings)
+    for wrong in (truth[:5], truth[:, :2], truth + 5000, truth * 1.0):
+        with pytest.raises(RequestError, match="truth"):
+            evaluate(x, queries, None, request, n_lists=4, truth=wrong, settings=settings)
+
+
+def test_fewer_vectors_than_neighbours(settings: InferenceSettings, data: tuple[np.ndarray, np.ndarray]) -> None:
+    request = EvaluationRequest(k=10, seeds=(0,), iterations=2)
+    found = evaluate(data[0][:7], data[1], None, request, n_lists=4, settings=settings)
+    assert all(4 < cost.unique <= 12 for row in found.rows for cost in row.costs if cost.unique is not None)
 
 
 def test_what_cannot_be_is_refused(settings: InferenceSettings, data: tuple[np.ndarray, np.ndarray]) -> None:

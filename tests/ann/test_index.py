@@ -125,13 +125,25 @@ def test_chunks_change_nothing(settings: InferenceSettings, model: Quantizer) ->
 def test_k_results_where_k_exist(settings: InferenceSettings, model: Quantizer, queries: np.ndarray) -> None:
     x = rows_near(model.mixture, 25)
     searcher = Searcher(*build_index(x, model, "soar", settings=settings))
+    assert searcher.search(queries[:0], 3)[1].shape == (0, 3)
     for k in (1, 24, 25, 40):
-        distances, ids = searcher.search(queries, k, 1)
+        distances, ids = searcher.search(queries, k, np.int64(1))
         assert ids.shape == distances.shape == (len(queries), k)
         for row in ids.tolist():
             found = [i for i in row if i >= 0]
             assert len(found) == len(set(found)) == min(k, 25)
         assert np.isinf(distances[:, 25:]).all()
+
+
+def test_ids_that_are_negative_or_huge(settings: InferenceSettings, model: Quantizer, queries: np.ndarray) -> None:
+    x = rows_near(model.mixture, 300)
+    ids = np.arange(300) * 7777 - (1 << 20)
+    ids[:5] = [-(1 << 63), (1 << 63) - 1, -2, (1 << 53) + 1, 1 << 53]
+    searcher = Searcher(*build_index(x, model, "top2", ids=ids, settings=settings))
+    _, found = searcher.search(queries, 300, K)
+    assert all(sorted(row) == sorted(ids.tolist()) for row in found.tolist())
+    nearest = ((queries[:, None].astype(np.float64) - x) ** 2).sum(2).argmin(1)
+    np.testing.assert_array_equal(found[:, 0], ids[nearest])
 
 
 def test_more_lists_than_rows(settings: InferenceSettings, queries: np.ndarray) -> None:
@@ -194,6 +206,12 @@ def test_what_cannot_be_is_refused(
         searcher.search(queries[0], 5)
     with pytest.raises(RequestError, match="k must"):
         searcher.search(queries, 0)
+    with pytest.raises(RequestError, match="whole number"):
+        searcher.search(queries, 2.5)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="must be numbers; got str"):
+        searcher.search("queries.npy", 5)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="query 0 holds NaN or infinity"):
+        searcher.search(queries.astype(np.float64) * 1e300, 5)
     with pytest.raises(RequestError, match="need the quantizer"):
         searcher.search(queries, 5, Probing(stop="mass", value=0.5))
     with pytest.raises(RequestError, match="query 2 holds NaN"):
@@ -217,7 +235,10 @@ def test_what_cannot_be_is_refused(
         Searcher.open(tmp_path / "flat.faiss")
 
 
-@pytest.mark.parametrize("settings_", [{"kind": "hnsw"}, {"kind": "pq", "bits": 13}, {"kind": "sq", "bits": 5}])
+@pytest.mark.parametrize(
+    "settings_",
+    [{"kind": "hnsw"}, {"kind": "sq", "subspaces": 2}, {"kind": "pq", "bits": 13}, {"kind": "sq", "bits": 5}],
+)
 def test_codings_that_do_not_exist(settings_: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         Coding(**settings_)

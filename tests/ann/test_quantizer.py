@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import cluster
+from sklearn.exceptions import ConvergenceWarning
 
+from streamgmm import GaussianMixture, KMeans
 from streamgmm.ann.quantizer import quantizer_of, quantizer_of_centroids, tempered
 from streamgmm.errors import DataError, RequestError, RunError
 from streamgmm.mixture import COVARIANCE_TYPES
@@ -47,6 +51,22 @@ def test_every_model_gives_its_means(tmp_path: Path) -> None:
     assert quantizer_of(mixture).has_responsibilities
     assert not quantizer_of(tmp_path / "c.npy").has_responsibilities
     assert quantizer_of(mixture).digest == mixture.digest
+
+
+def test_fitted_estimators() -> None:
+    x = rows_near(overlapping(), 300)
+    mixture = GaussianMixture(4, max_iter=2, tol=0, random_state=0, device="cpu")
+    means = KMeans(4, max_iter=2, tol=0, random_state=0, device="cpu")
+    theirs = cluster.KMeans(4, n_init=1, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for model in (mixture, means, theirs):
+            model.fit(x)
+    assert quantizer_of(mixture).mixture is mixture.mixture_
+    for model in (means, theirs):
+        quantizer = quantizer_of(model)
+        np.testing.assert_array_equal(quantizer.centroids, model.cluster_centers_.astype(np.float32))
+        assert not quantizer.has_responsibilities
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from streamgmm.ann import PostingLists, Searcher
 from streamgmm.mixture import Mixture
-from tests.ann.cases import overlapping, rows_near
+from tests.ann.cases import brute_search, overlapping, rows_near
 from tests.cli.conftest import Call
 
 K, D, N = 9, 6, 3000
@@ -80,6 +80,7 @@ def test_assign_of_several_files_with_ids_and_responsibilities(call: Call, folde
         (["--ids", "none.npy"], "none.npy"),
         (["--resp"], "policy 'resp' only"),
         (["--memory", "1MiB"], "at least"),
+        (["--vectorchord", "none/c.sql"], "--vectorchord: none/c.sql cannot be written"),
     ],
 )
 def test_assign_refuses_what_cannot_be(call: Call, folder: Path, options: list[str], word: str) -> None:
@@ -120,6 +121,34 @@ def test_index_from_a_model_and_from_lists(call: Call, folder: Path) -> None:
     refused = call("index", folder, data, folder / "a.faiss")
     assert refused.status == 2
     assert call("index", folder, data, folder / "a.faiss", "--kind", "pq", "--bits", 4, "--overwrite").status == 0
+
+
+@pytest.mark.parametrize("model", ["kmeans", "gmm"])
+def test_trained_out_of_core_it_serves_what_its_lists_hold(call: Call, tmp_path: Path, model: str) -> None:
+    """fit, assign and index with little memory over a file; faiss then finds what brute force over the lists finds."""
+    pytest.importorskip("faiss")
+    n, d, k, neighbours = 60_000, 24, 40, 10
+    mixture = overlapping(k=k, d=d)
+    data, run, lists = (tmp_path / name for name in ("x.fbin", "run", "lists"))
+    x, queries = rows_near(mixture, n), rows_near(mixture, 60, seed=4)
+    data.write_bytes(np.array([n, d], "<u4").tobytes() + x.astype("<f4").tobytes())
+    ids = np.random.default_rng(0).permutation(n) + (1 << 53)
+    np.save(tmp_path / "ids.npy", ids)
+    memory = ["--memory", "96MiB", "--chunk-rows", 4096]
+    told = call("fit", data, "-k", k, "--model", model, "--max-iter", 3, "--output", run, *memory)
+    assert told.status == 0, told.stderr
+    assert call("assign", run, data, lists, *memory).status == 0
+    index = tmp_path / "x.faiss"
+    told = call(
+        *("index", lists, data, index, "--ids", tmp_path / "ids.npy", "--on-disk", "--shard", "1MiB", *memory, "--json")
+    )
+    assert told.status == 0, told.stderr
+    postings, searcher = PostingLists.load(lists), Searcher.open(index)
+    assert postings.facts["copies"] > 1.1
+    held = [np.array(postings.list_ids(i)) for i in range(k)]
+    for probes in (1, 4, k):
+        _, found = searcher.search(queries, neighbours, probes)
+        assert found.tolist() == brute_search(x, ids, held, queries, postings.centroids, probes, neighbours)
 
 
 def test_evaluate_reads_the_formats_of_benchmarks(call: Call, folder: Path) -> None:
