@@ -57,9 +57,9 @@ class Search:
     Attributes
     ----------
     points : (K, D) fp32 tensor
-        About their mean.
+        About ``shift``.
     shift : (D,) fp32 tensor
-        The mean.
+        About their mean.
     narrow : (columns, D') fp16 tensor
         Points times ``scale``, in the order of ``grouping``, zero in the padding.
     half_norms : (columns,) fp32 tensor
@@ -78,8 +78,10 @@ class Search:
 
     @classmethod
     def of(cls, points: Tensor, shift: Tensor, architecture: str, tile: Tile | None = None) -> Search:
-        """Of ``points`` (K, D) fp32 about ``shift`` (D,), with the tiles of an architecture of `configs`."""
+        """Of ``points`` (K, D) fp32 about ``shift`` (D,) fp64, with the tiles of an architecture of `configs`."""
         k, d = points.shape
+        # Rows are centred in fp32: what is taken from them must be what was taken from the centroids.
+        points = (points.double() + (shift - shift.float())).float()
         tile = tile or tile_of(d, architecture)
         grouping = Grouping.of(k, tile.components)
         largest = float(points.abs().max())
@@ -91,20 +93,17 @@ class Search:
         narrow = torch.zeros((len(own), stride_of(d)), dtype=torch.float16, device=points.device)
         narrow[there, :d] = (points * scale).half()[own[there]]
         half_norms = torch.full((len(own),), _ABSENT, dtype=torch.float32, device=points.device)
-        half_norms[there] = 0.5 * narrow[there].double().square().sum(1).float()
+        half_norms[there] = 0.5 * torch.linalg.vector_norm(narrow, dim=1, dtype=torch.float32).square()[there]
         scales = torch.full((1,), scale, dtype=torch.float32, device=points.device)
-        return cls(points.contiguous(), shift.float(), narrow, half_norms, scales, grouping, tile)
-
-    @property
-    def n_bytes(self) -> int:
-        """Of device memory that the centroids take."""
-        return sum(t.nbytes for t in (self.points, self.shift, self.narrow, self.half_norms))
+        return cls(points, shift.float(), narrow, half_norms, scales, grouping, tile)
 
     @staticmethod
-    def row_bytes(n_lists: int, n_features: int, m: int, architecture: str) -> int:
-        """Device memory that a row takes while its neighbours are sought, results not counted."""
+    def scratch_bytes(n_lists: int, n_features: int, m: int, architecture: str) -> tuple[int, int]:
+        """Device memory of a row while its neighbours are sought, results not counted, and of the columns."""
         grouping = Grouping.of(n_lists, tile_of(n_features, architecture).components)
-        return 2 * stride_of(n_features) + 8 + 4 * grouping.groups * _kept(m)
+        stride, columns = stride_of(n_features), grouping.groups * grouping.members
+        # While columns are made there are the scaled points and their numbers besides.
+        return 2 * stride + 8 + 4 * grouping.groups * _kept(m), columns * (10 * stride + 32)
 
     def __call__(self, rows: Tensor, m: int) -> Neighbours:
         """The ``m`` nearest centroids of rows (n, D) of a stored type, 1 ≤ m ≤ K; all but float64."""
