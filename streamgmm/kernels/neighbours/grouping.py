@@ -87,8 +87,8 @@ def step_of(n_features: int) -> int:
 
 _TILES: dict[str, dict[int | None, Tile]] = {
     "hopper": {
-        64: Tile(128, 128, 8, 3),
-        128: Tile(128, 128, 8, 3),
+        64: Tile(128, 128, 8, 2),
+        128: Tile(128, 128, 8, 2),
         256: Tile(128, 64, 8, 2),
         None: Tile(128, 128, 8, 3),
     },
