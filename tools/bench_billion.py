@@ -17,70 +17,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from clustered import write
 
 from streamgmm import Mixture
 
 FEATURES = 32
-_PIECE = 1 << 20
-_CLUSTERS, _SPREAD, _NOISE = 512, 40.0, 12.0
-_SCRAMBLE = 2654435761
-"""Odd, so that multiplication by it modulo 2³² maps no two numbers to one."""
 _MEAN_TOLERANCE = 1e-4
 """Of a standard deviation; a block of 65,536 rows left out of 10⁹ from one end of the drift moves more."""
-
-
-def piece(start: int, n: int, n_rows: int, device: torch.device) -> Tensor:
-    """Rows [start, start + n), (n, FEATURES) uint8.
-
-    Two bits of the scrambled number of the row lie in the two lowest of each of 16 features: no two rows are equal.
-    """
-    generator = torch.Generator(device).manual_seed(start)
-    centres = torch.randn((_CLUSTERS, FEATURES), generator=torch.Generator().manual_seed(1)) * _SPREAD + 128
-    number = torch.arange(start, start + n, device=device)
-    # The share of low numbers grows along the file.
-    tilt = 0.5 + number.double() / n_rows
-    cluster = (torch.rand(n, generator=generator, device=device).double() ** tilt * _CLUSTERS).long()
-    noise = torch.randn((n, FEATURES), generator=generator, device=device) * _NOISE
-    rows = (centres.to(device)[cluster] + noise).round().clamp(0, 255).to(torch.uint8)
-    scrambled = number * _SCRAMBLE % (1 << 32)
-    bits = (scrambled[:, None] >> torch.arange(0, 32, 2, device=device)) & 3
-    rows[:, :16] = (rows[:, :16] & 252) | bits.to(torch.uint8)
-    return rows
-
-
-def write(path: Path, n_rows: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """The file; gives the exact mean of its rows, and their standard deviation."""
-    total, squares = (np.zeros(FEATURES, np.int64) for _ in range(2))
-    with path.open("wb") as file, ThreadPoolExecutor(1) as writer:
-        file.write(np.array([n_rows, FEATURES], "<u4").tobytes())
-        written = None
-        for start in range(0, n_rows, _PIECE):
-            rows = piece(start, min(_PIECE, n_rows - start), n_rows, device)
-            total += rows.sum(0, dtype=torch.int64).cpu().numpy()
-            squares += rows.long().square().sum(0).cpu().numpy()
-            if written is not None:
-                written.result()
-            written = writer.submit(file.write, rows.cpu().numpy())
-        if written is not None:
-            written.result()
-        file.flush()
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    mean = total / n_rows
-    return mean, np.sqrt(squares / n_rows - mean**2)
 
 
 def command(*arguments: object) -> list[str]:
@@ -140,7 +93,7 @@ def main() -> int:
 
     try:
         begun = time.perf_counter()
-        mean, deviation = write(data, arguments.rows, torch.device(arguments.device))
+        mean, deviation = write(data, arguments.rows, FEATURES, torch.uint8, torch.device(arguments.device))
         writing = time.perf_counter() - begun
         print(f"{writing:.0f} s to write", file=sys.stderr, flush=True)
         undisturbed = finished(fit(whole))

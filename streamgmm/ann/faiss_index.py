@@ -103,7 +103,8 @@ class IndexJob:
         if self.postings is not None:
             yield from _as_stored(self.source, self.postings)
             return
-        for part in assignments(self.source, self.quantizer, self.policy, self.temperature, self.settings):
+        asked = (self.source, self.quantizer, self.policy, self.temperature, self.settings)
+        for part in assignments(*asked, with_rows=True):
             if part.rows is None:
                 # Responsibilities come without their rows: these are read again, from the page cache as a rule.
                 rows = as_tensor(self.source.read(part.start, part.start + len(part.lists)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,23 +13,16 @@ from torch import Tensor
 
 from streamgmm.ann.policies import Candidates
 from streamgmm.ann.quantizer import Float32Array, Quantizer
+from streamgmm.ann.tiling import Tiling, chunk_rows, fused
 from streamgmm.device import compute_workers
 from streamgmm.errors import RequestError
 from streamgmm.inference import InferenceSettings
-from streamgmm.io.plan import Span, plan_chunks, round_chunk_rows
-from streamgmm.io.ring import DEVICE_BUFFERS, SLOTS, Ring
+from streamgmm.io.plan import Span, plan_chunks
+from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
+from streamgmm.kernels.fused.configs import architecture_of
 from streamgmm.parallel import map_in_order
 from streamgmm.seeding import check_finite
-from streamgmm.units import format_bytes
-
-_TILE_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Scores, or residuals, of one tile."""
-
-_TILE_ROWS = {"cpu": (64, 4096), "cuda": (1024, 65_536)}
-
-_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
-_RUNTIME_BYTES = 24 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +55,12 @@ class Centroids:
         return rows.float() - self.shift.float()
 
 
+class Finder(Protocol):
+    """The ``m`` nearest centroids of each of some rows."""
+
+    def __call__(self, rows: Tensor, /, *, m: int) -> Candidates: ...
+
+
 def nearest(rows: Tensor, centroids: Centroids, m: int) -> Candidates:
     """The ``m`` nearest centroids of each of a tile of rows."""
     x = centroids.centred(rows)
@@ -78,13 +79,35 @@ def nearest(rows: Tensor, centroids: Centroids, m: int) -> Candidates:
     return Candidates(lists, distances, inner)
 
 
+def finder(centroids: Centroids, dtype: np.dtype[np.generic]) -> Finder:
+    """What finds the nearest centroids of rows of ``dtype`` where the centroids are, with `nearest`'s result.
+
+    On a GPU with Triton, whose products of fp16 are many times as fast, `kernels.neighbours.search` says in what its
+    result may differ; float64 rows are taken the plain way.
+    """
+    if not fused(dtype, centroids.points.device):
+        return partial(nearest, centroids=centroids)
+    from streamgmm.kernels.neighbours.search import Search
+
+    search = Search.of(centroids.points, centroids.shift, architecture_of(centroids.points.device))
+
+    def find(rows: Tensor, *, m: int) -> Candidates:
+        return Candidates(*search(rows, m))
+
+    return find
+
+
 @dataclass(frozen=True, eq=False)
 class NearestChunk:
-    """A chunk's rows on the device, valid until the next is asked for, and their candidates there."""
+    """A chunk's rows on the device, valid until the next is asked for, and their candidates there.
+
+    Where ``finite`` (a tensor of one bool there) is false, some row holds NaN or infinity.
+    """
 
     span: Span
     rows: Tensor
     candidates: Candidates
+    finite: Tensor
 
 
 def stream_nearest(
@@ -103,72 +126,34 @@ def stream_nearest(
     DataError
         A row holds NaN or infinity; file, row and column are named.
     """
+    for part in stream_unchecked(source, quantizer, m, settings, start):
+        if not part.finite:
+            explain(source, part.span)
+        yield part
+
+
+def stream_unchecked(
+    source: Source, quantizer: Quantizer, m: int, settings: InferenceSettings, start: int = 0
+) -> Iterator[NearestChunk]:
+    """`stream_nearest`, whose caller looks at ``finite``: nothing here waits for a GPU."""
     quantizer.check_features(source.name, source.shape[1])
     device = settings.device
     m = min(m, quantizer.n_lists)
     workers = compute_workers(device)
-    tile = tile_rows(quantizer.n_lists, source.shape[1], m, device)
-    rows_at_once = chunk_rows(source, quantizer.n_lists, m, settings, workers)
-    centroids = Centroids.of(quantizer.centroids, device)
+    tiling = Tiling.of(quantizer.n_lists, source.shape[1], m, source.dtype, device)
+    rows_at_once = chunk_rows(source, tiling, m, settings, workers)
+    find = partial(finder(Centroids.of(quantizer.centroids, device), source.dtype), m=m)
     with Ring(source, rows_at_once, device, settings.threads) as ring:
         for chunk in ring.stream(plan_chunks(source.shape[0], rows_at_once, start)):
-            tiles = chunk.rows.split(tile)
-
-            def of_tile(tile: Tensor) -> Candidates:
-                return nearest(tile, centroids, m)
-
-            found = list(map_in_order(of_tile, tiles, workers) if device.type == "cpu" else map(of_tile, tiles))
+            tiles = chunk.rows.split(tiling.most_rows)
+            found = list(map_in_order(find, tiles, workers) if device.type == "cpu" else map(find, tiles))
             parts = zip(*((one.lists, one.distances, one.inner) for one in found), strict=True)
-            candidates = Candidates(*(torch.cat(part) for part in parts))
-            if not torch.isfinite(candidates.distances).all():
-                _explain(source, chunk.span)
-            yield NearestChunk(chunk.span, chunk.rows, candidates)
+            candidates = found[0] if len(found) == 1 else Candidates(*(torch.cat(part) for part in parts))
+            yield NearestChunk(chunk.span, chunk.rows, candidates, torch.isfinite(candidates.distances).all())
 
 
-def tile_rows(n_lists: int, n_features: int, m: int, device: torch.device) -> int:
-    """Rows of one product, a power of two by shape alone.
-
-    Tiles begin at multiples of it within a segment, whatever the chunks, and these therefore change no bit.
-    """
-    least, most = _TILE_ROWS[device.type]
-    rows = _TILE_VALUES[device.type] // max(n_lists, m * n_features)
-    return min(max(1 << max(rows, 1).bit_length() - 1, least), most)
-
-
-def chunk_rows(source: Source, n_lists: int, m: int, settings: InferenceSettings, workers: int) -> int:
-    """Rows moved at once within the memory limit; a multiple or a fraction of a block.
-
-    Raises
-    ------
-    RequestError
-        Even one tile a worker does not fit; the message gives the limit that would do.
-    """
-    n, d = source.shape
-    row_bytes = d * source.dtype.itemsize
-    buffers = DEVICE_BUFFERS if settings.device.type == "cuda" else SLOTS
-    results = m * (8 + 4 + 4)
-    granule = tile_rows(n_lists, d, m, settings.device)
-    tile = min(n, granule) * 4 * (2 * n_lists + 2 * d + 3 * m * d)
-
-    def needed(rows: int) -> int:
-        rows = min(rows, n)
-        fixed = workers * tile + 4 * n_lists * (d + 1) + _RUNTIME_BYTES
-        return fixed + rows * (buffers * row_bytes + 4 * results)
-
-    ours = max(_CHUNK_BYTES[settings.device.type] // (row_bytes + results), source.read_granule)
-    rows = round_chunk_rows(max(settings.chunk_rows or ours, granule), granule)
-    limit = settings.memory_limit
-    while limit is not None and needed(rows) > limit and rows > granule:
-        rows = round_chunk_rows(max(rows // 2, granule), granule)
-    if limit is not None and needed(rows) > limit:
-        raise RequestError(
-            f"memory limit {format_bytes(limit)} is too small for {n_lists} centroids of {d} features: at least "
-            f"{-(-needed(granule) >> 20)} MiB is needed; raise --memory (memory_limit)"
-        )
-    return rows
-
-
-def _explain(source: Source, span: Span) -> None:
+def explain(source: Source, span: Span) -> None:
+    """Raise what is wrong with rows whose distances are not finite."""
     check_finite(source, source.read(span.start, span.stop), np.arange(span.start, span.stop))
     raise RequestError(
         f"{source.name}: a distance in rows {span.start} to {span.stop} overflows float32; scale the data"

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamgmm.ann.listing import stream_lists
 from streamgmm.ann.nearest import stream_nearest
 from streamgmm.ann.policies import NO_LIST, Policy, lists_above, lists_of, second_lists, threshold_for
 from streamgmm.ann.quantizer import Quantizer, tempered
@@ -129,14 +130,23 @@ def assignments(
     temperature: float,
     settings: InferenceSettings,
     start: int = 0,
+    *,
+    with_rows: bool = False,
 ) -> Iterator[Assigned]:
-    """The lists of every row from ``start`` on, a chunk at a time, in order. Raises as `assign`."""
+    """The lists of every row from ``start`` on, a chunk at a time, in order. Raises as `assign`.
+
+    Without rows a GPU works on the next chunk while the caller has this one's lists.
+    """
     if policy.name == "resp":
         yield from _by_responsibility(source, quantizer, policy, temperature, settings, start)
         return
     m = 1 if policy.width == 1 else policy.candidates
     if policy.name == "top2":
         m = 2
+    if settings.device.type == "cuda" and not with_rows:
+        for first, lists in stream_lists(source, quantizer, m, policy, settings, start):
+            yield Assigned(first, lists, None)
+        return
     for part in stream_nearest(source, quantizer, m, settings, start):
         lists = lists_of(part.candidates, policy).cpu().numpy()
         yield Assigned(part.span.start, lists, None, part.rows)

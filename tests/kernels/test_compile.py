@@ -37,6 +37,7 @@ TENSOR_CORES = {
     "split": {"split_log_sum_exp", "split_best_component"},
     "split_sums": {"split_forms", "split_accumulate"},
     "full": {"log_joint", "complete", "accumulate"},
+    "scoring": {"group_winners"},
 }
 WARP_GROUP_ROWS = 64
 FEATURES_DOWN = {("sums", "second_moment"), ("full", "accumulate")}
@@ -66,8 +67,8 @@ def check(line: dict[str, Any], target: str) -> None:
 
 def launched() -> set[tuple[str, str]]:
     """Module and name of every kernel that some line of the host code launches, ``kernel[grid](…)``."""
-    folder = ROOT / "streamgmm/kernels/fused"
-    trees = {path.stem: ast.parse(path.read_text()) for path in folder.glob("*.py")}
+    folder = ROOT / "streamgmm/kernels"
+    trees = {path.stem: ast.parse(path.read_text()) for path in folder.glob("*/*.py") if path.stem != "__init__"}
     jitted: dict[str, set[str]] = {}
     for stem, tree in trees.items():
         for node in ast.walk(tree):

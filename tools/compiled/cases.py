@@ -15,6 +15,7 @@ from streamgmm.frame import Frame
 from streamgmm.kernels import Kernel
 from streamgmm.kernels.fused import full_kernel
 from streamgmm.kernels.fused.kernel import TritonKernel
+from streamgmm.kernels.neighbours.search import Search
 from streamgmm.mixture import Mixture, covariance_shape
 from streamgmm.statistics import Statistics
 
@@ -33,9 +34,11 @@ class Case:
     Attributes
     ----------
     covariance_type, precision, n_features, architecture : what chooses the kernel and its tiles
+        ``none`` has no mixture: the nearest of some centroids.
     call : str
         ``sums`` accumulates, ``rows`` is log p of each row, ``top`` ranks two components; ``hard`` and ``hard top``
         assign. ``weighted`` and ``hard weighted`` are sums of weighted rows, ``scaled`` those of tight components.
+        ``nearest M`` finds M centroids.
     stored : str
         The rows' type, as torch calls it.
     """
@@ -60,11 +63,14 @@ def cases(architecture: str, features: tuple[int, ...], every: bool) -> list[Cas
             if every and d == features[0]:
                 names = [str(dtype).removeprefix("torch.") for dtype in STORED if dtype != torch.float32]
                 found += [Case(kind, precision, d, architecture, "rows", name) for name in names]
+    for d in features:
+        found += [Case("none", "medium", d, architecture, call, "uint8") for call in _NEAREST[: 3 if every else 1]]
     return found
 
 
 _KINDS = [(kind, precision) for precision in ("medium", "high") for kind in ("spherical", "diag", "tied")]
 _KINDS.append(("full", "medium"))
+_NEAREST = ("nearest 16", "nearest 1", "nearest 2")
 _SOFT = ("sums", "top", "rows", "weighted")
 _CALLS = dict.fromkeys(("spherical", "diag", "tied"), (*_SOFT, "scaled", "hard", "hard weighted", "hard top"))
 _CALLS["full"] = _SOFT
@@ -72,6 +78,8 @@ _CALLS["full"] = _SOFT
 
 def launches_of(case: Case) -> list[Launch]:
     """What the call launches. The host code runs on a CPU, with rows of zeros and without a single result."""
+    if case.covariance_type == "none":
+        return _launches_of_search(case)
     hard = case.call.startswith("hard")
     # Enough components that `full` screens its pairs.
     k = 128 if case.covariance_type == "full" else 1024
@@ -87,6 +95,15 @@ def launches_of(case: Case) -> list[Launch]:
         parameters = kernel.parameters(mixture, frame, rows.device)
         for step in _steps(case.call):
             step(kernel, rows, parameters, mixture)
+    return launches
+
+
+def _launches_of_search(case: Case) -> list[Launch]:
+    points = torch.randn((4096, case.n_features), generator=torch.Generator().manual_seed(0))
+    rows = torch.zeros((_ROWS, case.n_features), dtype=getattr(torch, case.stored))
+    origin = torch.zeros(case.n_features, dtype=torch.float64)
+    with recorded() as launches:
+        Search.of(points, origin, case.architecture)(rows, int(case.call.split()[1]))
     return launches
 
 
