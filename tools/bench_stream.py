@@ -52,7 +52,7 @@ from streamgmm.io.readers import reader_threads
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources import open_source
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 64 << 20
 """What a consumer takes at once, whoever reads."""
 
 GPU_CHUNK_BYTES = 128 << 20

@@ -19,7 +19,7 @@ from streamgmm.ann.placement import Assigned, assignments, check, settle
 from streamgmm.ann.policies import NO_LIST, Policy
 from streamgmm.ann.postings import PostingLists
 from streamgmm.ann.quantizer import Quantizer, quantizer_of, quantizer_of_centroids
-from streamgmm.errors import RequestError
+from streamgmm.errors import DamagedFileError, RequestError
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.bfloat16 import as_tensor, values
 from streamgmm.io.sources import open_source
@@ -216,6 +216,11 @@ def _as_stored(source: Source, postings: PostingLists) -> Iterator[Assigned]:
     filled: NDArray[np.int32] = np.zeros(n, np.int32)
     for k in range(postings.n_lists):
         ids = postings.list_ids(k)
+        rising = bool((ids[1:] > ids[:-1]).all())
+        if len(ids) and not (rising and ids[0] >= 0 and ids[-1] < n and filled[ids].max() < table.shape[1]):
+            raise DamagedFileError(
+                f"list {k} holds rows that are not there, or too often; run assign again with --overwrite"
+            )
         table[ids, filled[ids]] = k
         filled[ids] += 1
     start = 0

@@ -11,6 +11,15 @@ from streamgmm.report.axes import panels
 _LEAST_RECALL = 0.7
 
 
+def check_picture(path: str | Path) -> None:
+    """Raise RequestError where `draw` could not write to ``path``: better before what is drawn is computed."""
+    path = Path(path)
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise RequestError(f"{path}: pictures are written to .svg, .png or .pdf; give the output one of these endings")
+    if not path.parent.is_dir():
+        raise RequestError(f"{path}: its folder does not exist; create {path.parent}, or name another output")
+
+
 def draw(evaluation: Evaluation, path: str | Path) -> None:
     """Write the picture to ``path`` (.svg, .png or .pdf).
 
@@ -19,9 +28,7 @@ def draw(evaluation: Evaluation, path: str | Path) -> None:
     RequestError
         matplotlib is missing, or the ending is unknown.
     """
-    path = Path(path)
-    if path.suffix not in (".svg", ".png", ".pdf"):
-        raise RequestError(f"{path}: pictures are written to .svg, .png or .pdf; give the output one of these endings")
+    check_picture(path)
     figure, axes = panels(1, 1, (7.5, 4.5))
     axis = axes[0, 0]
     for number, row in enumerate(evaluation.rows):

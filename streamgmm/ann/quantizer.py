@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamgmm.ann.postings import is_postings
 from streamgmm.errors import DataError, RequestError, RunError
 from streamgmm.io.bfloat16 import values
 from streamgmm.io.sources import open_source
@@ -60,7 +61,7 @@ def quantizer_of(model: Any) -> Quantizer:
     ----------
     model : Quantizer, Mixture, fitted estimator, array (K, D), or path
         Of a k-means, ours or scikit-learn's, the ``cluster_centers_``, which have no responsibilities.
-        A path is a RUN, a model file, or a file of centroids in any format that `open_source` reads.
+        A path is a RUN, a model file, posting lists, or a file of centroids in any format that `open_source` reads.
 
     Raises
     ------
@@ -85,6 +86,8 @@ def quantizer_of(model: Any) -> Quantizer:
             raise RunError(
                 f"{path}: is unfinished, so it has no model yet; run its fit again, and it goes on to the end"
             )
+        if is_postings(path):
+            return quantizer_of(path / "centroids.npy")
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; give a RUN, a model file, or a file of centroids")
     source = open_source(str(model) if isinstance(model, Path) else model)

@@ -12,7 +12,7 @@ import numpy as np
 from streamgmm.ann.evaluation import RECALLS, EvaluationRequest
 from streamgmm.ann.evaluation import evaluate as evaluate_source
 from streamgmm.ann.ground_truth import read_truth
-from streamgmm.ann.plot import draw
+from streamgmm.ann.plot import check_picture, draw
 from streamgmm.ann.quantizer import quantizer_of
 from streamgmm.cli.options import Computing, as_json, one_path, print_result
 from streamgmm.cli.options import computing as add_computing
@@ -64,6 +64,7 @@ def evaluate(
     source, asked = fitted_rows(run, one_path(data), rows, computing.cache), fitted_rows(run, queries, rows)
     if plot is not None:
         spare((*data, queries), plot)
+        check_picture(plot)
     if asked.shape[1] != source.shape[1]:
         raise RequestError(
             f"{queries} has {asked.shape[1]} features and the data {source.shape[1]}; give matching files"

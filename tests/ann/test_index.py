@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from streamgmm.ann.policies import POLICIES, Policy
 from streamgmm.ann.probing import Probing
 from streamgmm.ann.quantizer import Quantizer, quantizer_of
 from streamgmm.ann.search import Searcher, without_duplicates
-from streamgmm.errors import DataError, RequestError
+from streamgmm.errors import DamagedFileError, DataError, RequestError
 from streamgmm.inference import InferenceSettings
 from tests.ann.cases import brute_search, overlapping, rows_near
 
@@ -109,14 +110,17 @@ def test_given_lists_are_used_as_they_are(
         build_index(x, postings, "air", settings=settings)
     with pytest.raises(RequestError, match="2000 rows and array has 10"):
         build_index(x[:10], postings, settings=settings)
+    for wrong in (N, -1, int(postings.ids[0])):
+        ids = np.array(postings.ids)
+        ids[: postings.max_copies + 1] = wrong
+        with pytest.raises(DamagedFileError, match="list 0 holds rows that are not there, or too often"):
+            build_index(x, replace(postings, ids=ids), settings=settings)
     named = assign(x, model, tmp_path / "named", ids=np.arange(N) * 2, settings=settings)
     with pytest.raises(RequestError, match="ids of their own"):
         build_index(x, named, settings=settings)
 
 
 def test_chunks_change_nothing(settings: InferenceSettings, model: Quantizer) -> None:
-    from dataclasses import replace
-
     x = rows_near(model.mixture, 30_000)
     one, two = (build_index(x, model, settings=replace(settings, chunk_rows=rows))[0] for rows in (1024, 32_768))
     assert faiss.serialize_index(one).tobytes() == faiss.serialize_index(two).tobytes()

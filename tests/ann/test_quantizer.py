@@ -11,6 +11,7 @@ from sklearn import cluster
 from sklearn.exceptions import ConvergenceWarning
 
 from streamgmm import GaussianMixture, KMeans
+from streamgmm.ann.assignment import assign
 from streamgmm.ann.quantizer import quantizer_of, quantizer_of_centroids, tempered
 from streamgmm.errors import DataError, RequestError, RunError
 from streamgmm.mixture import COVARIANCE_TYPES
@@ -48,6 +49,8 @@ def test_every_model_gives_its_means(tmp_path: Path) -> None:
     ):
         quantizer = quantizer_of(model)
         np.testing.assert_array_equal(quantizer.centroids, mixture.means.astype(np.float32))
+    lists = assign(rows_near(mixture, 30), mixture, tmp_path / "lists")
+    np.testing.assert_array_equal(quantizer_of(tmp_path / "lists").centroids, lists.centroids)
     assert quantizer_of(mixture).has_responsibilities
     assert not quantizer_of(tmp_path / "c.npy").has_responsibilities
     assert quantizer_of(mixture).digest == mixture.digest

@@ -188,6 +188,10 @@ def test_evaluate_refuses_to_draw_over_its_data(call: Call, folder: Path) -> Non
     told = call("evaluate", folder, folder / "data.npy", folder / "queries.npy", "--plot", folder / "queries.npy")
     assert told.status == 2
     assert "is the data itself" in told.errors[0]
+    for name, word in (("p.gif", ".svg"), ("none/p.svg", "its folder does not exist")):
+        told = call("evaluate", folder, folder / "data.npy", folder / "queries.npy", "--plot", folder / name)
+        assert told.status == 2
+        assert word in told.errors[0]
 
 
 def test_killed_in_the_middle_assign_goes_on(call: Call, tmp_path: Path) -> None:
