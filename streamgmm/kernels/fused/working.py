@@ -145,8 +145,9 @@ class WorkingRows:
 
 @dataclass(frozen=True)
 class Flags:
-    """One flag a granule, on its way to the host."""
+    """One flag a granule, int32, where it was made and on its way to the host."""
 
+    there: Tensor
     host: Tensor
     arrived: torch.cuda.Event | None
 
@@ -154,12 +155,12 @@ class Flags:
     def sent(cls, flags: Tensor) -> Flags:
         """Send them without waiting, so that work enqueued from now on hides the way."""
         if flags.device.type == "cpu":
-            return cls(flags, None)
+            return cls(flags, flags, None)
         host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
         host.copy_(flags, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return cls(host, arrived)
+        return cls(flags, host, arrived)
 
     def wait(self) -> list[int]:
         """The flags, once they are there."""
