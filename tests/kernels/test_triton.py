@@ -349,7 +349,7 @@ def test_neighbours_share_tiles():
 @pytest.mark.parametrize("covariance_type", TYPES)
 @pytest.mark.parametrize("form", [HalfForm, SplitForm])
 def test_scratch_of_many_components(covariance_type, form):
-    """Maxima with the lists in them, and partials: what keeps all multiprocessors at work with K = 8192, and no more."""
+    """Maxima with the lists in them, and partials: no more than keeps all multiprocessors at work with K = 8192."""
     problem = Problem(65_536, 128, covariance_type)
     bounds = _bounds(problem, form, "hopper")
     granule = granule_of(problem)
