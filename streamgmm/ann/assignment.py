@@ -22,6 +22,7 @@ from streamgmm.ann.policies import Policy
 from streamgmm.ann.postings import FORMAT, PostingLists, is_postings
 from streamgmm.ann.quantizer import quantizer_of
 from streamgmm.ann.spill import Spill
+from streamgmm.ann.tiling import SEARCH_VERSION, fused
 from streamgmm.errors import RequestError, RunError
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.sources import open_source
@@ -95,7 +96,7 @@ def assign(
         "temperature": temperature,
         "keep_resp": keep_resp,
         "ids": None if ids is None else [int(ids.sum()), int(ids[0]), int(ids[-1])],
-        "device": settings.device.type,
+        "device": f"cuda {SEARCH_VERSION}" if fused(source.dtype, settings.device) else settings.device.type,
     }
     wanted = json.loads(json.dumps(wanted))
     there = _there(output, wanted, overwrite=overwrite)
