@@ -23,6 +23,7 @@ from streamgmm.ann.policies import Policy
 from streamgmm.ann.postings import FORMAT, PostingLists, is_postings
 from streamgmm.ann.quantizer import quantizer_of
 from streamgmm.ann.spill import Spill
+from streamgmm.ann.tiling import SEARCH_VERSION, fused
 from streamgmm.device import compute_workers
 from streamgmm.errors import RequestError, RunError
 from streamgmm.inference import InferenceSettings
@@ -97,7 +98,7 @@ def assign(
         "temperature": temperature,
         "keep_resp": keep_resp,
         "ids": None if ids is None else sha256(np.ascontiguousarray(ids).data).hexdigest(),
-        "device": settings.device.type,
+        "device": f"cuda {SEARCH_VERSION}" if fused(source.dtype, settings.device) else settings.device.type,
         "precision": settings.precision,
     }
     wanted = json.loads(json.dumps(wanted))
