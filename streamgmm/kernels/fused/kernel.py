@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import triton
@@ -47,6 +48,9 @@ _MAXIMA_BYTES = 272 << 20
 _PARTIAL_BYTES = 144 << 20
 _RESP_BYTES = 384 << 20
 _WEIGHT_BYTES = 4
+_Flagged: TypeAlias = tuple[Tensor, int]
+"""Flags, int32 on the device, and how many of them count."""
+
 # Beyond this share of live pairs it costs no more to visit all.
 _DENSE_ABOVE = 0.6
 _KEPT_BITS = 24
@@ -97,7 +101,7 @@ class TritonKernel:
         live = _live_rows(working)
         own_weights = None if weights is None else _scaled(weights, working.n_padded, granule)
         # The device is not kept waiting until the host knows of the flags: where one is set, this adds nothing.
-        known = self._add(statistics, working, live, own_weights, unless=flags.there)
+        known = self._add(statistics, working, live, own_weights, (flags.there, len(flags.there)))
         marked = flags.wait()
         if sum(marked) > most:
             for own in _pieces(len(rows), most * granule):
@@ -105,7 +109,7 @@ class TritonKernel:
         elif any(marked):
             found = redo(rows, working, marked, maxima=True)
             redone = [(r, _live_rows(r.rows) if isinstance(r.rows, WorkingRows) else None) for r in found]
-            self._add(statistics, working, live, own_weights, redone, known)
+            self._add(statistics, working, live, own_weights, (flags.there, 0), redone, known)
 
     def _add(
         self,
@@ -113,11 +117,11 @@ class TritonKernel:
         working: WorkingRows,
         live: LiveRows,
         weights: RowWeights | None,
+        unless: _Flagged,
         redone: Sequence[tuple[Redone, LiveRows | None]] = (),
         known: Partials | None = None,
-        unless: Tensor | None = None,
     ) -> Partials | None:
-        """Add the sums of normalised rows, unless one of the flags ``unless`` is set; nothing is waited for.
+        """Add the sums of normalised rows, ``unless`` a flag is set; nothing is waited for.
 
         Gives the partials, to be ``known`` when some granules were ``redone``; None where they are too many to be kept.
         """
@@ -316,7 +320,7 @@ def _widest_statistics(rows: Tensor, parameters: FusedParameters, weights: RowWe
 
 
 def _add_components(
-    statistics: Statistics, partials: Partials, parameters: FusedParameters, first: int, unless: Tensor | None
+    statistics: Statistics, partials: Partials, parameters: FusedParameters, first: int, unless: _Flagged
 ) -> None:
     """Add the partials of the components in the places from ``first`` on, a granule after the other."""
     n = min(partials.counts.shape[1], parameters.problem.n_components - first)
@@ -324,7 +328,7 @@ def _add_components(
     d, block = parameters.problem.n_features, min(stride, 128)
     sum_code.add_partials[(n, triton.cdiv(d, block))](
         statistics.counts, statistics.sums, statistics.scatter, parameters.order[first:],
-        partials.counts, partials.sums, partials.scatter, granules, components, *_guard(unless, partials.counts),
+        partials.counts, partials.sums, partials.scatter, granules, components, *unless,
         D=d, STRIDE=stride, DIAG=parameters.is_diag, NORM=parameters.uses_norms, BLOCK=block, num_warps=1,
     )  # fmt: skip
 
@@ -334,7 +338,7 @@ def _add_moments(
     working: WorkingRows,
     redone: Sequence[tuple[Redone, LiveRows | None]],
     weights: RowWeights | None,
-    unless: Tensor | None,
+    unless: _Flagged,
 ) -> None:
     """Σ yyᵀ of ``tied``."""
     form, parameters = working.form, working.form.parameters
@@ -354,12 +358,12 @@ def _add_moments(
     block = 256
     sum_code.add_in_order[(triton.cdiv(statistics.scatter.numel(), block),)](
         statistics.scatter, moments, statistics.scatter.numel(), statistics.scatter.shape[1], stride, granules,
-        moments.stride(0), *_guard(unless, moments), BLOCK=block,
+        moments.stride(0), *unless, BLOCK=block,
     )  # fmt: skip
 
 
 def _add_rows(
-    statistics: Statistics, working: WorkingRows, weights: RowWeights | None, granules: int, unless: Tensor | None
+    statistics: Statistics, working: WorkingRows, weights: RowWeights | None, granules: int, unless: _Flagged
 ) -> None:
     """Σ w log p and Σ w."""
     form = working.form
@@ -371,12 +375,7 @@ def _add_rows(
     )  # fmt: skip
     if form.offset:
         sums[:, 0] += NATS * form.offset * sums[:, 1]
-    sum_code.add_rows[(1,)](statistics.log_likelihood, statistics.n_rows, sums, granules, *_guard(unless, sums))
-
-
-def _guard(flags: Tensor | None, anything: Tensor) -> tuple[Tensor, int]:
-    """Flags and their number, 0 where nothing is guarded: then they are not read."""
-    return (anything, 0) if flags is None else (flags, len(flags))
+    sum_code.add_rows[(1,)](statistics.log_likelihood, statistics.n_rows, sums, granules, *unless)
 
 
 def _likelihood(working: WorkingRows) -> Tensor:
