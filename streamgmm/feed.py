@@ -40,6 +40,12 @@ class Feed:
         self._step = list(next(self._steps, ()))
         self._open(list(left), checked_rows)
 
+    def end(self) -> Ring:
+        """The ring, for rows to be streamed otherwise: nothing is read ahead any more into its slots."""
+        self._stop()
+        self._chunks_left = 0
+        return self.ring
+
     def __iter__(self) -> Iterator[Chunk]:
         """What is left of this step. Raises as `Ring.stream`."""
         while self._chunks_left and self._stream is not None:

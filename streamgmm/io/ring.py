@@ -354,7 +354,10 @@ class Ring:
         return memory.view(self._slots[0].dtype).view(-1, self._source.shape[1])
 
     def _device_block(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.uint8, device=self._device)
+        block = torch.empty(size, dtype=torch.uint8, device=self._device)
+        # It may still be read by a kernel for which it was freed, and copies do not wait for kernels.
+        torch.cuda.current_stream(self._device).synchronize()
+        return block
 
     def close(self) -> None:
         """Stop the reader threads and let go of all memory; a thread that hangs in a read is left behind, and the
