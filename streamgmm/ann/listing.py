@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamgmm.ann.nearest import Centroids, explain, finder, stream_tiles
+from streamgmm.ann.nearest import Centroids, explain, finder, search_of, stream_tiles
 from streamgmm.ann.policies import Policy, lists_of
 from streamgmm.ann.quantizer import Quantizer
 from streamgmm.ann.tiling import fused
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.plan import Span
 from streamgmm.io.sources.base import Source
-from streamgmm.kernels.fused.configs import architecture_of
+from streamgmm.kernels.arriving import Arriving
 
 if TYPE_CHECKING:
     from streamgmm.kernels.neighbours.search import Choice
@@ -42,10 +42,7 @@ def lister(centroids: Centroids, dtype: np.dtype[np.generic], m: int, policy: Po
             return Listed(lists_of(found, policy), torch.isfinite(found.distances).all())
 
         return plainly
-    from streamgmm.kernels.neighbours.search import Search
-
-    search = Search.of(centroids.points, centroids.shift, architecture_of(centroids.points.device))
-    choice = choice_of(policy, m)
+    search, choice = search_of(centroids), choice_of(policy, m)
 
     def at_once(rows: Tensor) -> Listed:
         lists, gains = search.lists(rows, m, choice)
@@ -67,34 +64,19 @@ class _Sent:
     """A chunk's lists, and whether its rows are finite, on their way to the host."""
 
     span: Span
-    lists: Tensor
-    finite: Tensor
-    arrived: torch.cuda.Event | None
+    arriving: Arriving
 
     @classmethod
     def of(cls, span: Span, found: list[Listed]) -> _Sent:
         lists = torch.cat([one.lists for one in found])
-        finite = torch.stack([one.finite for one in found]).all()
-        if not lists.is_cuda:
-            return cls(span, lists, finite, None)
-        host_lists, host_finite = (_sent(tensor) for tensor in (lists, finite))
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return cls(span, host_lists, host_finite, arrived)
+        return cls(span, Arriving.sent(lists, torch.stack([one.finite for one in found]).all()))
 
     def wait(self, source: Source) -> tuple[int, NDArray[np.int32]]:
         """First row and lists, once they are there."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        if not self.finite:
+        lists, finite = self.arriving.wait()
+        if not finite:
             explain(source, self.span)
-        return self.span.start, self.lists.numpy()
-
-
-def _sent(tensor: Tensor) -> Tensor:
-    """Pinned memory to which ``tensor`` is on its way, the caller's for as long as it holds it."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
+        return self.span.start, lists.numpy()
 
 
 def stream_lists(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from streamgmm.io.sources.base import Source
 from streamgmm.kernels.fused.configs import architecture_of
 from streamgmm.parallel import map_in_order
 from streamgmm.seeding import check_finite
+
+if TYPE_CHECKING:
+    from streamgmm.kernels.neighbours.search import Search
 
 Found = TypeVar("Found")
 
@@ -89,14 +92,19 @@ def finder(centroids: Centroids, dtype: np.dtype[np.generic]) -> Finder:
     """
     if not fused(dtype, centroids.points.device):
         return partial(nearest, centroids=centroids)
-    from streamgmm.kernels.neighbours.search import Search
-
-    search = Search.of(centroids.points, centroids.shift, architecture_of(centroids.points.device))
+    search = search_of(centroids)
 
     def find(rows: Tensor, *, m: int) -> Candidates:
         return Candidates(*search(rows, m))
 
     return find
+
+
+def search_of(centroids: Centroids) -> Search:
+    """What finds them in Triton, where they are."""
+    from streamgmm.kernels.neighbours.search import Search
+
+    return Search.of(centroids.points, centroids.shift, architecture_of(centroids.points.device))
 
 
 @dataclass(frozen=True, eq=False)

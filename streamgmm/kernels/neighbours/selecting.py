@@ -25,6 +25,15 @@ def keys(winners, place, live):
 
 
 @triton.jit
+def keys_of(winners, group, groups, PLACES: tl.constexpr, KEEP: tl.constexpr):
+    """`keys` of each ``group``'s best and, with KEEP 2, of what follows it."""
+    place = group // PLACES * (KEEP * PLACES) + group % PLACES
+    key = keys(winners, place, group < groups)
+    following = keys(winners, place + PLACES, group < groups) if KEEP == 2 else key
+    return key, following
+
+
+@triton.jit
 def best_of(
     key, following, group, groups, chosen_key, chosen,
     KEEP: tl.constexpr, MASK: tl.constexpr, SCRAMBLE: tl.constexpr, MEMBER_BITS: tl.constexpr, FIRST: tl.constexpr,
@@ -74,18 +83,14 @@ def select(
     chosen = tl.full([SLOTS], NOBODY, tl.int32)
     if ONE_BLOCK:
         group = tl.arange(0, BLOCK)
-        place = group // PLACES * (KEEP * PLACES) + group % PLACES
-        key = keys(winners, place, group < groups)
-        following = keys(winners, place + PLACES, group < groups) if KEEP == 2 else key
+        key, following = keys_of(winners, group, groups, PLACES, KEEP)
         chosen_key, chosen = best_of(
             key, following, group, groups, chosen_key, chosen, KEEP, MASK, SCRAMBLE, MEMBER_BITS, True, SLOTS
         )  # fmt: skip
     else:
         for first in range(0, groups, BLOCK):
             group = first + tl.arange(0, BLOCK)
-            place = group // PLACES * (KEEP * PLACES) + group % PLACES
-            key = keys(winners, place, group < groups)
-            following = keys(winners, place + PLACES, group < groups) if KEEP == 2 else key
+            key, following = keys_of(winners, group, groups, PLACES, KEEP)
             chosen_key, chosen = best_of(
                 key, following, group, groups, chosen_key, chosen, KEEP, MASK, SCRAMBLE, MEMBER_BITS, False, SLOTS
             )  # fmt: skip
