@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from streamgmm.io.readers import reader_threads
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import Kernel, Problem, TopComponents, select_kernel
+from streamgmm.kernels.arriving import Arriving
 from streamgmm.kernels.tiled import TiledKernel, TiledParameters, normalise
 from streamgmm.memory import Wishes, plan_inference
 from streamgmm.mixture import Float64Array, Mixture
@@ -174,13 +176,25 @@ def map_chunks(
     wishes = Wishes(settings.memory_limit, settings.chunk_rows, settings.threads, workers)
     plan = plan_inference(source, problem, device, wishes, kernel, result_bytes, top)
     parameters = kernel.parameters(mixture, frame, device)
+    # The results of a chunk cross to the host, and are used there, while the device works at the next one.
+    behind, sent = int(device.type == "cuda"), deque[tuple[Span, Arriving]]()
+
+    def first_arrived() -> tuple[Tensor, ...]:
+        span, arriving = sent.popleft()
+        finite, *results = arriving.wait()
+        if not finite:
+            _explain(source, span, precision)
+        return tuple(results)
+
     kept = settings.host_memory
     with Ring(source, plan.chunk_rows, device, plan.threads, host_memory=kept, notify=settings.notify) as ring:
         for chunk in ring.stream(plan_chunks(n, plan.chunk_rows)):
-            results = tuple(result.cpu() for result in of_rows(kernel, chunk.rows, parameters))
-            if not torch.isfinite(results[0]).all():
-                _explain(source, chunk.span, precision)
-            yield results
+            results = of_rows(kernel, chunk.rows, parameters)
+            sent.append((chunk.span, Arriving.sent(torch.isfinite(results[0]).all(), *results)))
+            if len(sent) > behind:
+                yield first_arrived()
+        while sent:
+            yield first_arrived()
 
 
 def _explain(source: Source, span: Span, precision: str) -> None:

@@ -341,7 +341,15 @@ def test_alone_unless_launched(monkeypatch):
 # What follows runs real processes.
 
 N_ROWS = 700_001
-FIT = ("fit", "x.npy", "-k", "4", "--tol", "0", "--device", "cpu", "--init", "random_from_data", "--chunk-rows", "4096")
+FIT = ("fit", "x.npy", "-k", "4", "--tol", "0", "--init", "random_from_data", "--chunk-rows", "4096")
+ON_CPU = ("--device", "cpu")
+SHARING_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") != "1",
+        reason="needs NCCL 2.30 or later, which takes several processes on one GPU with NCCL_MULTI_RANK_GPU_ENABLE=1",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -351,14 +359,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def digest_alone(folder: Path, max_iter: int) -> str:
+def digest_alone(folder: Path, max_iter: int, device: str = "cpu") -> str:
     data = ArraySource(np.load(folder / "x.npy"))
-    return fit(data, request(max_iter=max_iter)).mixture.digest
+    return fit(data, request(max_iter=max_iter, device=device)).mixture.digest
 
 
 @contextmanager
 def started(size: int, folder: Path, *arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
-    """A fit by ``size`` processes as a launcher starts them."""
+    """A fit by ``size`` processes as a launcher starts them, each the first of a machine if they share a GPU."""
+    shared = "cuda" in arguments
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -369,7 +378,7 @@ def started(size: int, folder: Path, *arguments: object) -> Iterator[list[subpro
             stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-m", "streamgmm", *FIT, *map(str, arguments)],
-                    env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(0 if shared else rank)},
                     stdout=pipe,
                     stderr=pipe,
                     text=True,
@@ -401,7 +410,7 @@ def last_words(ranks: list[subprocess.Popen[str]]) -> list[str]:
 def test_torchrun(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "streamgmm"]
     done = subprocess.run(
-        [*command, *FIT, "--max-iter", "3", "--json"], capture_output=True, text=True, cwd=folder, timeout=200
+        [*command, *FIT, *ON_CPU, "--max-iter", "3", "--json"], capture_output=True, text=True, cwd=folder, timeout=200
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
@@ -416,10 +425,12 @@ def test_torchrun(folder):
     assert "streamgmm: error" not in done.stderr
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=SHARING_A_GPU)])
 @pytest.mark.parametrize(("how", "status", "size"), [(signal.SIGKILL, 1, 3), (signal.SIGTERM, 143, 2)])
-def test_a_process_that_gets_a_signal_ends_the_run_and_others_resume_it(how, status, size, folder, tmp_path):
+def test_a_process_that_gets_a_signal_ends_the_run_and_others_resume_it(how, status, size, device, folder, tmp_path):
     run = tmp_path / "run"
-    with started(size, folder, "--max-iter", 10**9, "--output", run, "--checkpoint-every", "0.05") as ranks:
+    endless = ("--device", device, "--max-iter", 10**9, "--output", run, "--checkpoint-every", "0.05")
+    with started(size, folder, *endless) as ranks:
         wait_for(ranks[0], "iteration    2")
         ranks[1].send_signal(how)
         told = last_words(ranks)
@@ -434,13 +445,30 @@ def test_a_process_that_gets_a_signal_ends_the_run_and_others_resume_it(how, sta
     iterations = loaded[0].n_iter + 2
 
     def go_on(world: World) -> FitResult | None:
-        source, asked = open_source(folder / "x.npy"), request(max_iter=iterations)
+        source, asked = open_source(folder / "x.npy"), request(max_iter=iterations, device=device)
         return fit(source, asked, run, world=world) if world.leads else assist(source, asked, world=world)
 
-    resumed = result_of(run_world(4, go_on))
+    resumed = result_of(run_world(4, go_on)) if device == "cpu" else go_on(ALONE)
+    assert resumed is not None
     assert resumed.resumed
     assert resumed.n_iter == iterations
-    assert resumed.mixture.digest == digest_alone(folder, iterations)
+    assert resumed.mixture.digest == digest_alone(folder, iterations, device)
+
+
+@pytest.mark.parametrize("size", [pytest.param(size, marks=SHARING_A_GPU) for size in (2, 3)])
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_processes_that_share_a_gpu_give_the_bits_of_one(kind, size, folder):
+    options = ("--covariance", kind, "--device", "cuda", "--max-iter", 4, "--json")
+    found = []
+    for ranks_of in (1, size):
+        with started(ranks_of, folder, *options) as ranks:
+            told = [process.communicate(timeout=200) for process in ranks]
+        assert [process.returncode for process in ranks] == [0] * ranks_of, told
+        found.append(json.loads(told[0][0].splitlines()[-1]))
+    one, several = found
+    assert several["n_processes"] == size
+    assert several["digest"] == one["digest"]
+    assert several["n_passes"] == one["n_passes"]
 
 
 @pytest.mark.gpu

@@ -88,6 +88,27 @@ def test_chunks_memory_and_threads_change_no_bit(precision, rows, chunk_rows, me
         assert found.tobytes() == expected.tobytes()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("top", [1, 3])
+def test_chunks_change_no_bit_on_a_gpu_where_results_come_one_chunk_late(top):
+    mixture, source = random_mixture("diag", 64, D), ArraySource(clustered(100_003, 64, D).astype(np.float32))
+    settings = [InferenceSettings(torch.device("cuda"), chunk_rows=rows) for rows in (None, 50_000, 9_999)]
+    whole, *others = (joined(source, mixture, top, asked) for asked in settings)
+    for result in others:
+        for expected, found in zip(whole, result, strict=True):
+            assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bad", [3, 60_001, 100_002])
+def test_a_row_that_is_not_finite_is_named_on_a_gpu(bad):
+    x = clustered(100_003, 4, D).astype(np.float32)
+    x[bad, 2] = np.inf
+    settings = InferenceSettings(torch.device("cuda"), "medium", chunk_rows=20_000)
+    with pytest.raises(DataError, match=f"row {bad} of array: column 2 is inf"):
+        joined(ArraySource(x), random_mixture("diag", K, D), 1, settings)
+
+
 @pytest.mark.parametrize("top", [1, 2, 4])
 def test_ties_go_to_the_lower_index(top):
     twin = random_mixture("diag", 2, D)
