@@ -183,11 +183,15 @@ def _largest(
     ours = max(_CHUNK_BYTES[device.type] // row_bytes, source.read_granule)
     rows, threads = round_chunk_rows(max(wishes.chunk_rows or ours, granule), granule), wishes.threads
     limit = wishes.limit
-    while limit is not None and needed(rows, threads) > limit and (threads > 1 or rows > granule):
-        if threads > 2 or rows <= granule:
+    while limit is not None and needed(rows, threads) > limit:
+        # Threads take memory where they decode, and only there.
+        decoding = threads > 1 and needed(rows, threads - 1) < needed(rows, threads)
+        if decoding and (threads > 2 or rows <= granule):
             threads -= 1
-        else:
+        elif rows > granule:
             rows = round_chunk_rows(max(rows // 2, granule), granule)
+        else:
+            break
     if limit is not None and needed(rows, threads) > limit:
         # Rounded up: the limit that is named must do.
         least = -(-needed(granule, 1) >> 20)

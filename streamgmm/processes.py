@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -149,12 +149,16 @@ class TorchLinks:
         return [(int.from_bytes(part[:_LENGTH_BYTES], "little"), part[_LENGTH_BYTES:]) for part in parts]
 
     def send(self, tensor: Tensor) -> None:
-        with _losing_touch():
-            self._dist.send(tensor, 0)
+        self._move(self._dist.isend, tensor, 0)
 
     def receive(self, tensor: Tensor, rank: int) -> None:
+        self._move(self._dist.irecv, tensor, rank)
+
+    def _move(self, operation: Callable[..., Any], tensor: Tensor, rank: int) -> None:
         with _losing_touch():
-            self._dist.recv(tensor, rank)
+            # As a batch of one: by itself it would have NCCL link each pair of processes anew.
+            for work in self._dist.batch_isend_irecv([self._dist.P2POp(operation, tensor, rank)]):
+                work.wait()
 
     def spread(self, tensor: Tensor) -> None:
         with _losing_touch():

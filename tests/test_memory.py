@@ -164,3 +164,15 @@ def test_bytes_of_the_sums(covariance):
     empty = Statistics.zeros(covariance, 5, torch.zeros(3))
     held = [empty.counts, empty.sums, empty.scatter]
     assert statistics_bytes(Problem(5, 3, covariance)) == sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_threads_that_take_no_memory_do_not_give_way(device):
+    source, problem = Imagined(10**7, 64), Problem(16, 64, "diag")
+    wishes = [Wishes(limit, None, 12, 2) for limit in (None, 300 << 20)]
+    wide, tight = (
+        plan_inference(source, problem, torch.device(device), w, TiledKernel(torch.float32, 2), 8) for w in wishes
+    )
+    assert tight.chunk_rows <= wide.chunk_rows
+    assert tight.needed <= 300 << 20
+    assert (wide.threads, tight.threads) == (12, 12)
