@@ -17,7 +17,7 @@ from streamgmm.kernels.fused.working import on
 from streamgmm.kernels.kept import UNIT, KeptRows
 
 _ALIGNMENT = 4096  # of each plane: kernels are compiled for the alignment of their arguments
-_ROWS_AT_ONCE = 16 * UNIT
+_SCRATCH_BYTES = 16 << 20  # of rows with their padding, once a kernel's own scratch is free again
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,20 +39,14 @@ class HalfKept:
         return sum(self._planes(rows))
 
     def narrow(self, rows: Tensor, place: Tensor) -> None:
-        kept = self.rows(place, len(rows), _no_rows)
+        kept, kind = self.rows(place, len(rows), _no_rows), self.covariance_type
+        kept.flags.zero_()
+        at_once = max(1, _SCRATCH_BYTES // (2 * stride_of(rows.shape[1]) * UNIT)) * UNIT
         with on(rows.device):
-            for first in range(0, len(rows), _ROWS_AT_ONCE):
-                own = kept[first : first + _ROWS_AT_ONCE]
+            for first in range(0, len(rows), at_once):
+                own, these = kept[first : first + at_once], rows[first : first + at_once]
                 n_padded = -(-len(own) // ROW_PADDING) * ROW_PADDING
-                own.flags.zero_()
-                x, norms = convert_half(
-                    rows[first : first + len(own)],
-                    n_padded,
-                    own.flags,
-                    self._origins,
-                    self.covariance_type,
-                    LEAST_GRANULE,
-                )
+                x, norms = convert_half(these, n_padded, own.flags, self._origins, kind, LEAST_GRANULE)
                 own.x.copy_(x[: len(own), : own.x.shape[1]])
                 own.norms.copy_(norms[: len(own.norms)])
 
