@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from streamgmm.io.plan import Span
@@ -55,7 +54,7 @@ class Tier:
     def __init__(self, budget: int, allocate: Callable[[int], Tensor], *, exact: bool = False) -> None:
         self._budget = self._left = budget
         self._allocate, self._exact = allocate, exact
-        self._block = torch.empty(0, dtype=torch.uint8)
+        self._unused = list[Tensor]()
         self._places: dict[tuple[int, int], Tensor] = {}
         self._held: set[tuple[int, int]] = set()
 
@@ -64,10 +63,14 @@ class Tier:
         key = (span.start, span.stop)
         if key not in self._places:
             room = -(-size // _ALIGNMENT) * _ALIGNMENT
-            if room > len(self._block) and not self._grow(room):
+            if all(room > len(part) for part in self._unused) and not self._grow(room):
                 self._left = 0
                 return None
-            self._places[key], self._block = self._block[:size], self._block[room:]
+            part = next(part for part in self._unused if room <= len(part))
+            self._unused = [other for other in self._unused if other is not part]
+            self._places[key] = part[:size]
+            if len(part) > room:
+                self._unused.append(part[room:])
         return self._places[key]
 
     def holds(self, span: Span) -> bool:
@@ -92,7 +95,7 @@ class Tier:
         if block > self._left:
             return False
         try:
-            self._block = self._allocate(block)
+            self._unused.append(self._allocate(block))
         except (MemoryError, RuntimeError):  # torch.OutOfMemoryError and what pinning raises are RuntimeErrors
             return False
         self._left -= block

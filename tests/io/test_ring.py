@@ -458,3 +458,11 @@ def test_tiers_keep_to_their_budget(exact):
         raise torch.OutOfMemoryError("no")
 
     assert Tier(1 << 30, fail).place(spans[0], 1000) is None
+
+
+def test_what_a_long_chunk_leaves_of_a_block_holds_a_shorter_one(monkeypatch):
+    monkeypatch.setattr("streamgmm.io.residency._EXACT_BLOCK_BYTES", 10 * 4096)
+    tier = Tier(100 * 4096, lambda size: torch.empty(size, dtype=torch.uint8), exact=True)
+    sizes = [7 * 4096, 3 * 4096] * 11
+    kept = [tier.place(span, size) is not None for span, size in zip(plan_chunks(22, 1), sizes, strict=True)]
+    assert kept == [True] * 20 + [False] * 2
