@@ -61,8 +61,9 @@ class Feed:
         self._open(self._left, self._checked_rows)
 
     def end(self) -> Ring:
-        """The ring, of whose rows nothing more is wanted from here, to stream them otherwise: as they are stored."""
+        """The ring, for rows to be streamed otherwise, as they are stored: nothing is read ahead into its slots now."""
         self._stop()
+        self._chunks_left = 0
         if self._narrowing is not None:
             self._narrowing = None
             self.ring.keep_as(None)

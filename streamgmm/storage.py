@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as safetensors_load
 
-from streamgmm.errors import DamagedFileError, DataError
+from streamgmm.errors import DamagedFileError, DataError, RequestError
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -138,6 +138,12 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def require_folder(output: Path) -> None:
+    """Raise RequestError where the folder that ``output`` is to be written to does not exist."""
+    if not output.parent.is_dir():
+        raise RequestError(f"{output}: its folder does not exist; create {output.parent}, or name another output")
 
 
 def sync_folder(folder: Path) -> None:

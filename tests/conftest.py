@@ -6,6 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A machine that is busy is no failure.
+settings.register_profile("streamgmm", deadline=None)
+settings.load_profile("streamgmm")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from streamgmm.feed import Feed
-from streamgmm.io.plan import segment_spans
+from streamgmm.io.plan import cut_spans, segment_spans
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.array import ArraySource
 
@@ -109,3 +109,19 @@ def test_whoever_takes_the_ring_finds_rows_as_stored():
         ring = feed.end()
         assert ring.asked == ["a", None]
         assert sum(chunk.span.rows for chunk in ring.stream(spans)) == source.shape[0]
+
+
+def test_what_is_streamed_after_the_end_has_the_slots_for_itself():
+    source = ArraySource(np.arange(200_000, dtype=np.float32)[:, None])
+    spans = segment_spans(source.shape[0])
+
+    def open_ring(rows: int, kept: float) -> Ring:
+        return Ring(source, rows, torch.device("cpu"), 2)
+
+    with Feed(open_ring, 16_384, 16_384) as feed:
+        feed.begin(spans, [spans, spans], 0)
+        next(iter(feed))
+        chunks = feed.end().stream(cut_spans(spans, 16_384))
+        rows = torch.cat([chunk.rows.clone() for chunk in chunks])
+        assert list(feed) == []
+    assert torch.equal(rows[:, 0], torch.arange(200_000, dtype=torch.float32))

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from clustered import PIECE, SUFFIXES, piece, write
 
-from streamgmm.ann.listing import stream_lists
+from streamgmm.ann.listing import lister, stream_lists
 from streamgmm.ann.nearest import Centroids, finder, nearest
-from streamgmm.ann.policies import Policy, lists_of
+from streamgmm.ann.policies import Policy
 from streamgmm.ann.postings import PostingLists
 from streamgmm.ann.quantizer import quantizer_of
 from streamgmm.inference import InferenceSettings
@@ -75,16 +75,16 @@ def resident(arguments: argparse.Namespace, centroids: np.ndarray, m: int, devic
     dtype, policy = getattr(torch, arguments.dtype), Policy(arguments.policy)
     n = min(arguments.rows, _RESIDENT_ROWS if device.type == "cuda" else PIECE // 8)
     rows = torch.cat([piece(i, min(PIECE, n - i), n, arguments.features, dtype, device) for i in range(0, n, PIECE)])
-    find = partial(finder(Centroids.of(centroids, device), np.dtype(arguments.dtype)), m=m)
+    own = Centroids.of(centroids, device)
+    stored = np.dtype(arguments.dtype)
+    found = {"nearest": partial(finder(own, stored), m=m), "lists": lister(own, stored, m, policy)}
     seconds = {}
     for name in ("nearest", "lists"):
         for _ in range(2):
             synchronize(device)
             begun = time.perf_counter()
             for part in rows.split(1 << 18 if device.type == "cuda" else 4096):
-                found = find(part)
-                if name == "lists":
-                    lists_of(found, policy)
+                found[name](part)
             synchronize(device)
             seconds[name] = (time.perf_counter() - begun) * 1e6 / n
     return seconds

@@ -23,11 +23,12 @@ from streamgmm.ann.policies import Policy
 from streamgmm.ann.postings import FORMAT, PostingLists, is_postings
 from streamgmm.ann.quantizer import quantizer_of
 from streamgmm.ann.spill import Spill
+from streamgmm.ann.tiling import SEARCH_VERSION, fused
 from streamgmm.device import compute_workers
 from streamgmm.errors import RequestError, RunError
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.sources import open_source
-from streamgmm.storage import sync_folder, write_atomic
+from streamgmm.storage import require_folder, sync_folder, write_atomic
 from streamgmm.transforms import FILE
 
 _SORT_BYTES = 256 << 20
@@ -97,7 +98,7 @@ def assign(
         "temperature": temperature,
         "keep_resp": keep_resp,
         "ids": None if ids is None else sha256(np.ascontiguousarray(ids).data).hexdigest(),
-        "device": settings.device.type,
+        "device": f"cuda {SEARCH_VERSION}" if fused(source.dtype, settings.device) else settings.device.type,
         "precision": settings.precision,
     }
     wanted = json.loads(json.dumps(wanted))
@@ -147,8 +148,7 @@ def assign(
 def _there(output: Path, wanted: Mapping[str, object], *, overwrite: bool) -> PostingLists | None:
     """The posting lists at ``output`` if they are those that are wanted; None where they may be written."""
     if not output.exists():
-        if not output.parent.is_dir():
-            raise RequestError(f"{output}: its folder does not exist; create {output.parent}, or name another output")
+        require_folder(output)
         return None
     if is_postings(output):
         there = PostingLists.load(output)

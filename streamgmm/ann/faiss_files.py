@@ -22,7 +22,7 @@ from streamgmm.ann.faiss_index import IndexFacts, import_faiss, index_job, put
 from streamgmm.ann.policies import Policy
 from streamgmm.errors import DataError, RequestError
 from streamgmm.inference import InferenceSettings
-from streamgmm.storage import parse_json, read_small, write_atomic
+from streamgmm.storage import parse_json, read_small, require_folder, write_atomic
 
 _SHARD_BYTES = 1 << 30
 
@@ -52,8 +52,7 @@ def write_index(
     if output.suffix != ".faiss":
         raise RequestError(f"{output}: an index is written to .faiss; give the output this ending")
     data, beside = output.with_name(f"{output.name}.ivfdata"), output.with_name(f"{output.name}.json")
-    if not output.parent.is_dir():
-        raise RequestError(f"{output}: its folder does not exist; create {output.parent}, or name another output")
+    require_folder(output)
     if not overwrite and (output.exists() or data.exists()):
         raise RequestError(f"{output}: exists; remove it, name another output, or allow --overwrite")
     faiss = import_faiss(str(output))

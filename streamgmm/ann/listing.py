@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamgmm.ann.nearest import NearestChunk, explain, stream_unchecked
+from streamgmm.ann.nearest import Centroids, explain, finder, search_of, stream_tiles
 from streamgmm.ann.policies import Policy, lists_of
 from streamgmm.ann.quantizer import Quantizer
+from streamgmm.ann.tiling import fused
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.plan import Span
 from streamgmm.io.sources.base import Source
+from streamgmm.kernels.arriving import Arriving
+
+if TYPE_CHECKING:
+    from streamgmm.kernels.neighbours.search import Choice
+
+
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Lists of some rows (n, columns) int32, and whether the distances they come from are finite, one bool."""
+
+    lists: Tensor
+    finite: Tensor
+
+
+def lister(centroids: Centroids, dtype: np.dtype[np.generic], m: int, policy: Policy) -> Callable[[Tensor], Listed]:
+    """What gives `lists_of` of the ``m`` ≤ K nearest centroids, for rows of ``dtype``; see `finder`."""
+    if not fused(dtype, centroids.points.device):
+        find = finder(centroids, dtype)
+
+        def plainly(rows: Tensor) -> Listed:
+            found = find(rows, m=m)
+            return Listed(lists_of(found, policy), torch.isfinite(found.distances).all())
+
+        return plainly
+    search, choice = search_of(centroids), choice_of(policy, m)
+
+    def at_once(rows: Tensor) -> Listed:
+        lists, gains = search.lists(rows, m, choice)
+        return Listed(lists, ~torch.isnan(gains).any())
+
+    return at_once
+
+
+def choice_of(policy: Policy, m: int) -> Choice:
+    """``policy`` among ``m`` candidates, as the kernel takes it."""
+    from streamgmm.kernels.neighbours.search import Choice
+
+    columns = min(policy.width, m)
+    return Choice(columns, policy.name if columns == 2 else "top2", policy.lam, policy.gate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,33 +64,19 @@ class _Sent:
     """A chunk's lists, and whether its rows are finite, on their way to the host."""
 
     span: Span
-    lists: Tensor
-    finite: Tensor
-    arrived: torch.cuda.Event | None
+    arriving: Arriving
 
     @classmethod
-    def of(cls, part: NearestChunk, policy: Policy) -> _Sent:
-        lists, finite = lists_of(part.candidates, policy), part.finite
-        if not lists.is_cuda:
-            return cls(part.span, lists, finite, None)
-        host_lists, host_finite = (_sent(tensor) for tensor in (lists, finite))
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return cls(part.span, host_lists, host_finite, arrived)
+    def of(cls, span: Span, found: list[Listed]) -> _Sent:
+        lists = torch.cat([one.lists for one in found])
+        return cls(span, Arriving.sent(lists, torch.stack([one.finite for one in found]).all()))
 
     def wait(self, source: Source) -> tuple[int, NDArray[np.int32]]:
         """First row and lists, once they are there."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        if not self.finite:
+        lists, finite = self.arriving.wait()
+        if not finite:
             explain(source, self.span)
-        return self.span.start, self.lists.numpy()
-
-
-def _sent(tensor: Tensor) -> Tensor:
-    """Pinned memory to which ``tensor`` is on its way, the caller's for as long as it holds it."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
+        return self.span.start, lists.numpy()
 
 
 def stream_lists(
@@ -59,9 +86,14 @@ def stream_lists(
 
     The device is given a chunk before the lists of the one before it are waited for. Raises as `stream_nearest`.
     """
+    width = min(m, quantizer.n_lists)
+
+    def prepare(centroids: Centroids) -> Callable[[Tensor], Listed]:
+        return lister(centroids, source.dtype, width, policy)
+
     before: _Sent | None = None
-    for part in stream_unchecked(source, quantizer, m, settings, start):
-        sent = _Sent.of(part, policy)
+    for span, _, found in stream_tiles(source, quantizer, width, settings, start, prepare):
+        sent = _Sent.of(span, found)
         if before is not None:
             yield before.wait(source)
         before = sent

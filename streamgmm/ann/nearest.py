@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ from streamgmm.io.sources.base import Source
 from streamgmm.kernels.fused.configs import architecture_of
 from streamgmm.parallel import map_in_order
 from streamgmm.seeding import check_finite
+
+if TYPE_CHECKING:
+    from streamgmm.kernels.neighbours.search import Search
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +92,7 @@ def finder(centroids: Centroids, dtype: np.dtype[np.generic]) -> Finder:
     """
     if not fused(dtype, centroids.points.device):
         return partial(nearest, centroids=centroids)
-    from streamgmm.kernels.neighbours.search import Search
-
-    search = Search.of(centroids.points, centroids.shift, architecture_of(centroids.points.device))
+    search = search_of(centroids)
 
     def find(rows: Tensor, *, m: int) -> Candidates:
         return Candidates(*search(rows, m))
@@ -97,17 +100,20 @@ def finder(centroids: Centroids, dtype: np.dtype[np.generic]) -> Finder:
     return find
 
 
+def search_of(centroids: Centroids) -> Search:
+    """What finds them in Triton, where they are."""
+    from streamgmm.kernels.neighbours.search import Search
+
+    return Search.of(centroids.points, centroids.shift, architecture_of(centroids.points.device))
+
+
 @dataclass(frozen=True, eq=False)
 class NearestChunk:
-    """A chunk's rows on the device, valid until the next is asked for, and their candidates there.
-
-    Where ``finite`` (a tensor of one bool there) is false, some row holds NaN or infinity.
-    """
+    """A chunk's rows on the device, valid until the next is asked for, and their candidates there."""
 
     span: Span
     rows: Tensor
     candidates: Candidates
-    finite: Tensor
 
 
 def stream_nearest(
@@ -126,30 +132,43 @@ def stream_nearest(
     DataError
         A row holds NaN or infinity; file, row and column are named.
     """
-    for part in stream_unchecked(source, quantizer, m, settings, start):
-        if not part.finite:
-            explain(source, part.span)
-        yield part
+    width = min(m, quantizer.n_lists)
+
+    def prepare(centroids: Centroids) -> Callable[[Tensor], Candidates]:
+        return partial(finder(centroids, source.dtype), m=width)
+
+    for span, rows, found in stream_tiles(source, quantizer, width, settings, start, prepare):
+        parts = zip(*((one.lists, one.distances, one.inner) for one in found), strict=True)
+        candidates = found[0] if len(found) == 1 else Candidates(*(torch.cat(part) for part in parts))
+        if not torch.isfinite(candidates.distances).all():
+            explain(source, span)
+        yield NearestChunk(span, rows, candidates)
 
 
-def stream_unchecked(
-    source: Source, quantizer: Quantizer, m: int, settings: InferenceSettings, start: int = 0
-) -> Iterator[NearestChunk]:
-    """`stream_nearest`, whose caller looks at ``finite``: nothing here waits for a GPU."""
+def stream_tiles(
+    source: Source,
+    quantizer: Quantizer,
+    m: int,
+    settings: InferenceSettings,
+    start: int,
+    prepare: Callable[[Centroids], Callable[[Tensor], Found]],
+) -> Iterator[tuple[Span, Tensor, list[Found]]]:
+    """Each chunk's span, its rows on the device, and what ``prepare``'s result finds for each of its tiles.
+
+    ``m`` ≤ K centroids a row must fit the memory limit. Nothing here waits for a GPU. Raises as `stream_nearest`, but
+    does not look at what is found.
+    """
     quantizer.check_features(source.name, source.shape[1])
     device = settings.device
-    m = min(m, quantizer.n_lists)
     workers = compute_workers(device)
     tiling = Tiling.of(quantizer.n_lists, source.shape[1], m, source.dtype, device)
     rows_at_once = chunk_rows(source, tiling, m, settings, workers)
-    find = partial(finder(Centroids.of(quantizer.centroids, device), source.dtype), m=m)
+    find = prepare(Centroids.of(quantizer.centroids, device))
     with Ring(source, rows_at_once, device, settings.threads) as ring:
         for chunk in ring.stream(plan_chunks(source.shape[0], rows_at_once, start)):
             tiles = chunk.rows.split(tiling.most_rows)
             found = list(map_in_order(find, tiles, workers) if device.type == "cpu" else map(find, tiles))
-            parts = zip(*((one.lists, one.distances, one.inner) for one in found), strict=True)
-            candidates = found[0] if len(found) == 1 else Candidates(*(torch.cat(part) for part in parts))
-            yield NearestChunk(chunk.span, chunk.rows, candidates, torch.isfinite(candidates.distances).all())
+            yield chunk.span, chunk.rows, found
 
 
 def explain(source: Source, span: Span) -> None:

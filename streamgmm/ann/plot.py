@@ -7,6 +7,7 @@ from pathlib import Path
 from streamgmm.ann.table import Evaluation
 from streamgmm.errors import RequestError
 from streamgmm.report.axes import panels
+from streamgmm.storage import require_folder
 
 _LEAST_RECALL = 0.7
 
@@ -16,8 +17,7 @@ def check_picture(path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise RequestError(f"{path}: pictures are written to .svg, .png or .pdf; give the output one of these endings")
-    if not path.parent.is_dir():
-        raise RequestError(f"{path}: its folder does not exist; create {path.parent}, or name another output")
+    require_folder(path)
 
 
 def draw(evaluation: Evaluation, path: str | Path) -> None:

@@ -21,6 +21,9 @@ _TILE_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 _TILE_ROWS = {"cpu": (64, 4096), "cuda": (1024, 65_536)}
 
+SEARCH_VERSION = 2
+"""Of `kernels.neighbours`: another one may give a row other lists, so that half of a run cannot be finished with it."""
+
 _FUSED_BYTES = 384 << 20
 _FUSED_ROWS = (1024, 1 << 18)
 

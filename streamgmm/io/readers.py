@@ -18,7 +18,7 @@ _LEAST_THREADS, _MOST_THREADS = 4, 12
 def reader_threads() -> int:
     """How many threads read unless the user says: one a core, and no fewer than keep a disk's queue filled.
 
-    More than twelve are slower: they wait for the interpreter instead of the page cache.
+    Sixteen are slower: they wait for the interpreter instead of the page cache.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores, _LEAST_THREADS), _MOST_THREADS)

@@ -150,6 +150,25 @@ def test_other_data_is_not_gone_on_with(tmp_path: Path, settings: InferenceSetti
     assert not postings.facts["resumed"]
 
 
+def test_another_search_of_a_gpu_is_not_gone_on_with(
+    tmp_path: Path, settings: InferenceSettings, quantizer: Quantizer, monkeypatch: Any
+) -> None:
+    x = rows_near(quantizer.mixture, 4000)
+    monkeypatch.setattr(assignment, "fused", lambda dtype, device: True)
+    with monkeypatch.context() as context:
+
+        def killed(result: Path, output: Path) -> None:
+            raise _Killed
+
+        context.setattr(assignment, "_publish", killed)
+        with pytest.raises(_Killed):
+            assign(x, quantizer, tmp_path / "out", settings=settings)
+    monkeypatch.setattr(assignment, "SEARCH_VERSION", assignment.SEARCH_VERSION + 1)
+    done: list[int] = []
+    assert not assign(x, quantizer, tmp_path / "out", settings=settings, progress=done.append).facts["resumed"]
+    assert done[0] == 0
+
+
 def test_asked_again(tmp_path: Path, settings: InferenceSettings, quantizer: Quantizer) -> None:
     x = rows_near(quantizer.mixture, 300)
     first = assign(x, quantizer, tmp_path / "out", settings=settings)

@@ -12,6 +12,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from .launches import Launch
 
@@ -33,7 +34,7 @@ def compiled(launch: Launch, capability: int) -> Binary:
     """Compile for a compute capability (90 is 9.0) and disassemble."""
     function = getattr(importlib.import_module(launch.module), launch.kernel)
     names = function.arg_names
-    source = ASTSource(
+    source = (GluonASTSource if function.is_gluon() else ASTSource)(
         function,
         dict(launch.signature),
         {(names.index(name),): value for name, value in launch.constants},

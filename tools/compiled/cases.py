@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamgmm.ann.listing import choice_of
+from streamgmm.ann.policies import Policy
 from streamgmm.frame import Frame
 from streamgmm.kernels import Kernel
 from streamgmm.kernels.fused import full_kernel
@@ -38,7 +40,7 @@ class Case:
     call : str
         ``sums`` accumulates, ``rows`` is log p of each row, ``top`` ranks two components; ``hard`` and ``hard top``
         assign. ``weighted`` and ``hard weighted`` are sums of weighted rows, ``scaled`` those of tight components.
-        ``nearest M`` finds M centroids.
+        ``nearest M`` finds M centroids, ``lists M POLICY`` a row's lists among them.
     stored : str
         The rows' type, as torch calls it.
     """
@@ -64,13 +66,13 @@ def cases(architecture: str, features: tuple[int, ...], every: bool) -> list[Cas
                 names = [str(dtype).removeprefix("torch.") for dtype in STORED if dtype != torch.float32]
                 found += [Case(kind, precision, d, architecture, "rows", name) for name in names]
     for d in features:
-        found += [Case("none", "medium", d, architecture, call, "uint8") for call in _NEAREST[: 3 if every else 1]]
+        found += [Case("none", "medium", d, architecture, call, "uint8") for call in _NEAREST[: None if every else 2]]
     return found
 
 
 _KINDS = [(kind, precision) for precision in ("medium", "high") for kind in ("spherical", "diag", "tied")]
 _KINDS.append(("full", "medium"))
-_NEAREST = ("nearest 16", "nearest 1", "nearest 2")
+_NEAREST = ("nearest 16", "lists 16 air", "nearest 1", "nearest 2", "lists 16 soar", "lists 2 top2", "lists 1 top1")
 _SOFT = ("sums", "top", "rows", "weighted")
 _CALLS = dict.fromkeys(("spherical", "diag", "tied"), (*_SOFT, "scaled", "hard", "hard weighted", "hard top"))
 _CALLS["full"] = _SOFT
@@ -102,8 +104,13 @@ def _launches_of_search(case: Case) -> list[Launch]:
     points = torch.randn((4096, case.n_features), generator=torch.Generator().manual_seed(0))
     rows = torch.zeros((_ROWS, case.n_features), dtype=getattr(torch, case.stored))
     origin = torch.zeros(case.n_features, dtype=torch.float64)
+    call, m, *policy = case.call.split()
     with recorded() as launches:
-        Search.of(points, origin, case.architecture)(rows, int(case.call.split()[1]))
+        search = Search.of(points, origin, case.architecture)
+        if call == "lists":
+            search.lists(rows, int(m), choice_of(Policy(*policy), int(m)))
+        else:
+            search(rows, int(m))
     return launches
 
 

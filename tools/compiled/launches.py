@@ -9,7 +9,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from triton.runtime.jit import JITFunction, type_canonicalisation_dict
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.runtime.jit import JITFunction, mangle_type, type_canonicalisation_dict
 
 Items = tuple[tuple[str, Any], ...]
 
@@ -78,4 +79,6 @@ def _type_of(value: Any) -> str:
         return "*" + type_canonicalisation_dict[str(value.dtype).removeprefix("torch.")]
     if isinstance(value, float):
         return "fp32"
+    if isinstance(value, TensorDescriptor):
+        return str(mangle_type(value))
     return "i32" if -(2**31) <= value < 2**31 else "i64"

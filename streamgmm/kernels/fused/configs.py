@@ -8,6 +8,7 @@ for another GPU, add rows to `_LAUNCHES` under its name, let `architecture_of` r
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -71,6 +72,30 @@ def architecture_of(device: torch.device) -> str:
     if device.type != "cuda":
         return "any"
     return "hopper" if torch.cuda.get_device_capability(device) == (9, 0) else "any"
+
+
+@cache
+def gluon_available() -> bool:
+    """Whether `hopper` can be imported and does what was tried; decided once, so that a process keeps to one kernel.
+
+    Gluon is experimental: names and meanings change between Triton's minor versions, of which 3.6 was tried. It has no
+    interpreter. A run resumed under another version may therefore differ in bits, as it may on another model of GPU.
+    """
+    try:
+        import triton
+        import triton.experimental.gluon.nvidia.hopper
+    except ImportError:
+        return False
+    return triton.__version__.startswith("3.6.") and not triton.knobs.runtime.interpret
+
+
+def overlaps_products(problem: Problem, architecture: str) -> bool:
+    """Whether products of ``medium`` may be in flight while exponentials are taken: what `hopper` is written for.
+
+    ``tied`` and ``spherical`` logits, whose features are one product of 128; with 64 it is no faster.
+    """
+    known = architecture == "hopper" and problem.covariance_type in ("spherical", "tied")
+    return known and stride_of(problem.n_features) == 128 and gluon_available()
 
 
 def launches_of(problem: Problem, precision: str, architecture: str) -> Launches:

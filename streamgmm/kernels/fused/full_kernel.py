@@ -20,6 +20,7 @@ from torch import Tensor
 
 from streamgmm.frame import Frame
 from streamgmm.kernels import Problem, TopComponents
+from streamgmm.kernels.arriving import Arriving
 from streamgmm.kernels.fused import full as device_code
 from streamgmm.kernels.fused.configs import architecture_of, stride_of
 from streamgmm.kernels.fused.full_parameters import (
@@ -166,26 +167,18 @@ class Strip:
         return -(-len(self.rows) // _ROW_PADDING) * _ROW_PADDING
 
 
-@dataclass(frozen=True)
-class Flags:
-    """A copy on the host, complete once ``ready`` has happened."""
-
-    host: Tensor
-    ready: torch.cuda.Event | None
-
-    def runs(self) -> Iterator[tuple[int, int, bool]]:
-        """Half-open runs of granules in order, and whether each is to be taken in fp64, one granule at a time."""
-        if self.ready is not None:
-            self.ready.synchronize()
-        first, flags = 0, self.host.tolist()
-        for i, flag in enumerate(flags):
-            if flag:
-                if first < i:
-                    yield first, i, False
-                yield i, i + 1, True
-                first = i + 1
-        if first < len(flags):
-            yield first, len(flags), False
+def _runs(arriving: Arriving) -> Iterator[tuple[int, int, bool]]:
+    """Half-open runs of granules in order, and whether their flags say that each is to be taken in fp64, by itself."""
+    (host,) = arriving.wait()
+    first, flags = 0, host.tolist()
+    for i, flag in enumerate(flags):
+        if flag:
+            if first < i:
+                yield first, i, False
+            yield i, i + 1, True
+            first = i + 1
+    if first < len(flags):
+        yield first, len(flags), False
 
 
 @dataclass(frozen=True)
@@ -230,7 +223,7 @@ class FullKernel:
         with _on(rows.device):
             sums = _empty_sums(problem, len(rows), rows.device)
             for strip in _strips(rows, parameters, screens(problem)):
-                flags = _on_host(strip.flags)
+                flags = Arriving.sent(strip.flags)
                 place = slice(strip.first, strip.first + len(strip.rows))
                 own = None if wide is None or log_weights is None else (wide[place], log_weights[place])
                 _accumulate(strip, own, parameters, sums, flags, statistics)
@@ -382,16 +375,6 @@ def _dense_above(problem: Problem) -> int:
     return int(_DENSE_ABOVE * problem.n_components * full_granule_of(problem))
 
 
-def _on_host(flags: Tensor) -> Flags:
-    if flags.device.type != "cuda":
-        return Flags(flags, None)
-    host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-    host.copy_(flags, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return Flags(host, ready)
-
-
 def _components_at_once(problem: Problem, granules: int, side: int) -> int:
     return min(problem.n_components, max(1, _PARTIAL_BYTES // (granules * bytes_of_component(problem, side))))
 
@@ -421,7 +404,7 @@ def _accumulate(
     weights: tuple[Tensor, Tensor] | None,
     parameters: FullParameters,
     sums: Sums,
-    flags: Flags,
+    flags: Arriving,
     statistics: Statistics,
 ) -> None:
     """Add a strip; ``weights`` and their logarithms, (n,) fp64 and fp32.
@@ -448,7 +431,7 @@ def _accumulate(
     at_once = most == k
     if at_once:
         _sum_granules(strip, parameters, sums, 0, granules, 0, k)
-    for begin, end, far in flags.runs():
+    for begin, end, far in _runs(flags):
         if far:
             place = slice(begin * granule, end * granule)
             share = () if weights is None else (wide[place],)
@@ -495,9 +478,9 @@ def _add_granules(
 
 def _log_likelihood(strip: Strip, parameters: FullParameters) -> Tensor:
     """(n,) fp64, nats."""
-    granule, n, flags = full_granule_of(parameters.problem), len(strip.rows), _on_host(strip.flags)
+    granule, n, flags = full_granule_of(parameters.problem), len(strip.rows), Arriving.sent(strip.flags)
     values = (strip.buffers.peaks[:n].double() + strip.buffers.log_totals[:n].double()) * _NATS
-    for begin, end, far in flags.runs():
+    for begin, end, far in _runs(flags):
         if far:
             place = slice(begin * granule, end * granule)
             values[place] = WIDEST.log_likelihood(strip.rows[place], parameters.double)
@@ -506,7 +489,7 @@ def _log_likelihood(strip: Strip, parameters: FullParameters) -> Tensor:
 
 def _top(strip: Strip, parameters: FullParameters, m: int) -> TopComponents:
     buffers, n, pitch, granule = strip.buffers, len(strip.rows), strip.pitch, full_granule_of(parameters.problem)
-    flags, device = _on_host(strip.flags), strip.rows.device
+    flags, device = Arriving.sent(strip.flags), strip.rows.device
     found = TopComponents(
         (buffers.peaks[:n].double() + buffers.log_totals[:n].double()) * _NATS,
         torch.empty((n, m), dtype=torch.int32, device=device),
@@ -518,7 +501,7 @@ def _top(strip: Strip, parameters: FullParameters, m: int) -> TopComponents:
             buffers.logits, buffers.peaks, buffers.log_totals, last, found.labels, found.resp, pitch,
             parameters.problem.n_components, n, rank, m, BLOCK_ROWS=32, BLOCK_COMPONENTS=32, num_warps=4,
         )  # fmt: skip
-    for begin, end, far in flags.runs():
+    for begin, end, far in _runs(flags):
         if far:
             place = slice(begin * granule, end * granule)
             for field, exact in zip(found, WIDEST.top(strip.rows[place], parameters.double, m), strict=True):

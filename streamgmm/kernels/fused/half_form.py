@@ -12,7 +12,14 @@ from streamgmm.kernels.fused import joint
 from streamgmm.kernels.fused import rows as row_code
 from streamgmm.kernels.fused import stored as stored_code
 from streamgmm.kernels.fused import sums as sum_code
-from streamgmm.kernels.fused.configs import COMPONENT_TILE, Launches, granule_of, launches_of, stride_of
+from streamgmm.kernels.fused.configs import (
+    COMPONENT_TILE,
+    Launches,
+    granule_of,
+    launches_of,
+    overlaps_products,
+    stride_of,
+)
 from streamgmm.kernels.fused.parameters import FusedParameters, Origins
 from streamgmm.kernels.fused.split_form import SplitForm
 from streamgmm.kernels.fused.working import LiveRows, Partials, RowWeights, WorkingRows, launch_shape
@@ -71,6 +78,11 @@ class HalfForm:
     def log_sum_exp(self, working: WorkingRows) -> None:
         tile = self._launches.log_sum_exp
         theta = self.parameters.half
+        if overlaps_products(self.parameters.problem, self.parameters.architecture) and not theta.scaled:
+            from streamgmm.kernels.fused import hopper  # which needs Gluon
+
+            hopper.log_sum_exp(working, theta)
+            return
         joint.log_sum_exp[(working.n_padded // tile.rows,)](
             working.x, working.norms, *self._mixture, working.lse, working.maxima,
             working.n_rows, len(theta.constants) // tile.components, working.n_padded,

@@ -9,9 +9,10 @@ in row order, so that bits never depend on how rows were cut into calls.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeAlias
 
 import torch
 import triton
@@ -50,6 +51,9 @@ _MAXIMA_BYTES = 272 << 20
 _PARTIAL_BYTES = 144 << 20
 _RESP_BYTES = 384 << 20
 _WEIGHT_BYTES = 4
+_Flagged: TypeAlias = tuple[Tensor, int]
+"""Flags, int32 on the device, and how many of them count."""
+
 # Beyond this share of live pairs it costs no more to visit all.
 _DENSE_ABOVE = 0.6
 _KEPT_BITS = 24
@@ -105,43 +109,63 @@ class TritonKernel:
     def _accumulate(
         self, rows: Tensor | KeptRows, parameters: FusedParameters, statistics: Statistics, weights: Tensor | None
     ) -> None:
-        problem, granule, form = parameters.problem, granule_of(parameters.problem), self._form(parameters)
-        granules = -(-len(rows) // granule)
-        working, flags = normalise(rows, form, maxima=True)
+        granule, most = granule_of(parameters.problem), self._bounds(parameters.problem).redone
+        working, flags = normalise(rows, self._form(parameters), maxima=True)
         live = _live_rows(working)
         own_weights = None if weights is None else _scaled(weights, working.n_padded, granule)
-        bounds = self._bounds(problem)
-        n_padded = len(parameters.order)
-        redone: list[tuple[Redone, LiveRows | None]] | None = None
-        for first in range(0, n_padded, bounds.components):
-            partials = _empty_partials(problem, granules, min(bounds.components, n_padded - first), rows.device)
-            form.sum_components(working, live, own_weights, first, partials)
-            if redone is None:  # the first wait for the device: its work goes on meanwhile
-                marked = flags.wait()
-                if any(marked) and isinstance(rows, KeptRows):
-                    del working, live, own_weights, partials  # their memory is needed again
-                    self._accumulate_mixed(rows, marked, parameters, statistics, weights)
-                    return
-                if sum(marked) > bounds.redone:
-                    for own in _pieces(len(rows), bounds.redone * granule):
-                        self._accumulate(rows[own], parameters, statistics, None if weights is None else weights[own])
-                    return
-                found = [] if isinstance(rows, KeptRows) else redo(rows, working, marked, maxima=True)
-                redone = [(r, _live_rows(r.rows) if isinstance(r.rows, WorkingRows) else None) for r in found]
+        # The device is not kept waiting until the host knows of the flags: where one is set, this adds nothing.
+        known = self._add(statistics, working, live, own_weights, (flags.there, len(flags.there)))
+        marked = flags.wait()
+        if any(marked) and isinstance(rows, KeptRows):
+            del working, live, own_weights, known  # their memory is needed again
+            self._accumulate_mixed(rows, marked, parameters, statistics, weights)
+        elif sum(marked) > most:
+            for own in _pieces(len(rows), most * granule):
+                self._accumulate(rows[own], parameters, statistics, None if weights is None else weights[own])
+        elif any(marked):
+            assert isinstance(rows, Tensor)
+            found = redo(rows, working, marked, maxima=True)
+            redone = [(r, _live_rows(r.rows) if isinstance(r.rows, WorkingRows) else None) for r in found]
+            self._add(statistics, working, live, own_weights, (flags.there, 0), redone, known)
+
+    def _add(
+        self,
+        statistics: Statistics,
+        working: WorkingRows,
+        live: LiveRows,
+        weights: RowWeights | None,
+        unless: _Flagged,
+        redone: Sequence[tuple[Redone, LiveRows | None]] = (),
+        known: Partials | None = None,
+    ) -> Partials | None:
+        """Add the sums of normalised rows, ``unless`` a flag is set; nothing is waited for.
+
+        Gives the partials, to be ``known`` when some granules were ``redone``; None where they are too many to be kept.
+        """
+        parameters, form = working.form.parameters, working.form
+        problem, granule, n_padded = parameters.problem, granule_of(parameters.problem), len(parameters.order)
+        granules, at_once = -(-working.n_rows // granule), self._bounds(problem).components
+        partials: Partials | None = None
+        for first in range(0, n_padded, at_once):
+            partials = known
+            if partials is None:
+                partials = _empty_partials(problem, granules, min(at_once, n_padded - first), working.x.device)
+                form.sum_components(working, live, weights, first, partials)
             for again, again_live in redone:
                 start, stop = again.first_granule, again.first_granule + -(-len(again.rows) // granule)
                 replaced = partials.granules(start, stop)
-                some = None if own_weights is None else own_weights.granules(start, stop, granule)
+                some = None if weights is None else weights.granules(start, stop, granule)
                 if isinstance(again.rows, WorkingRows):
                     assert again_live is not None
                     again.rows.form.sum_components(again.rows, again_live, some, first, replaced)
                     again.rows.form.move_to_origin(replaced, first)
                 else:
                     _sum_widest(again.rows, form, some, first, replaced)
-            _add_components(statistics, partials, parameters, first)
+            _add_components(statistics, partials, parameters, first, unless)
         if parameters.is_tied:
-            _add_moments(statistics, working, redone or [], own_weights)
-        _add_rows(statistics, working, own_weights, granules)
+            _add_moments(statistics, working, redone, weights, unless)
+        _add_rows(statistics, working, weights, granules, unless)
+        return partials if n_padded <= at_once else None
 
     def _accumulate_mixed(
         self,
@@ -327,14 +351,16 @@ def _widest_statistics(rows: Tensor, parameters: FusedParameters, weights: RowWe
         yield exact if parameters.whitening is None else parameters.whitening.apply(exact)
 
 
-def _add_components(statistics: Statistics, partials: Partials, parameters: FusedParameters, first: int) -> None:
+def _add_components(
+    statistics: Statistics, partials: Partials, parameters: FusedParameters, first: int, unless: _Flagged
+) -> None:
     """Add the partials of the components in the places from ``first`` on, a granule after the other."""
     n = min(partials.counts.shape[1], parameters.problem.n_components - first)
     granules, components, stride = partials.sums.shape
     d, block = parameters.problem.n_features, min(stride, 128)
     sum_code.add_partials[(n, triton.cdiv(d, block))](
         statistics.counts, statistics.sums, statistics.scatter, parameters.order[first:],
-        partials.counts, partials.sums, partials.scatter, granules, components,
+        partials.counts, partials.sums, partials.scatter, granules, components, *unless,
         D=d, STRIDE=stride, DIAG=parameters.is_diag, NORM=parameters.uses_norms, BLOCK=block, num_warps=1,
     )  # fmt: skip
 
@@ -342,8 +368,9 @@ def _add_components(statistics: Statistics, partials: Partials, parameters: Fuse
 def _add_moments(
     statistics: Statistics,
     working: WorkingRows,
-    redone: list[tuple[Redone, LiveRows | None]],
+    redone: Sequence[tuple[Redone, LiveRows | None]],
     weights: RowWeights | None,
+    unless: _Flagged,
 ) -> None:
     """Σ yyᵀ of ``tied``."""
     form, parameters = working.form, working.form.parameters
@@ -360,10 +387,16 @@ def _add_moments(
             d = parameters.problem.n_features
             for i, exact in enumerate(_widest_statistics(again.rows, parameters, some)):
                 moments[start + i, :d, :d] = exact.scatter
-    _add(statistics.scatter, moments)
+    block = 256
+    sum_code.add_in_order[(triton.cdiv(statistics.scatter.numel(), block),)](
+        statistics.scatter, moments, statistics.scatter.numel(), statistics.scatter.shape[1], stride, granules,
+        moments.stride(0), *unless, BLOCK=block,
+    )  # fmt: skip
 
 
-def _add_rows(statistics: Statistics, working: WorkingRows, weights: RowWeights | None, granules: int) -> None:
+def _add_rows(
+    statistics: Statistics, working: WorkingRows, weights: RowWeights | None, granules: int, unless: _Flagged
+) -> None:
     """Σ w log p and Σ w."""
     form = working.form
     sums = torch.empty((granules, 2), dtype=torch.float64, device=working.lse.device)
@@ -374,7 +407,7 @@ def _add_rows(statistics: Statistics, working: WorkingRows, weights: RowWeights 
     )  # fmt: skip
     if form.offset:
         sums[:, 0] += NATS * form.offset * sums[:, 1]
-    sum_code.add_rows[(1,)](statistics.log_likelihood, statistics.n_rows, sums, granules)
+    sum_code.add_rows[(1,)](statistics.log_likelihood, statistics.n_rows, sums, granules, *unless)
 
 
 def _likelihood(working: WorkingRows) -> Tensor:
@@ -414,12 +447,3 @@ def _ranked(rows: Tensor, working: WorkingRows, redone: list[Redone], m: int) ->
                 found = parameters.widest.top(rows[some], parameters.double, m)
                 labels[some], resp[some] = found.labels, found.resp
     return TopComponents(_likelihood(working), labels, resp)
-
-
-def _add(total: Tensor, partials: Tensor) -> None:
-    """total (k, w) fp64 += partials (granules, K' ≥ k, w' ≥ w), granule by granule."""
-    block = 256
-    granules, _, padded_width = partials.shape
-    sum_code.add_in_order[(triton.cdiv(total.numel(), block),)](
-        total, partials, total.numel(), total.shape[1], padded_width, granules, partials.stride(0), BLOCK=block
-    )

@@ -52,6 +52,12 @@ class Coefficients:
     constants: Tensor
     scaled: bool
 
+    @cached_property
+    def terms(self) -> Tensor:
+        """Of each COMPONENT_PADDING components constants and then quadratic terms, (2K',) fp32; not of ``diag``."""
+        pairs = [values.view(-1, COMPONENT_PADDING) for values in (self.constants, self.quadratic)]
+        return torch.cat(pairs, dim=1).flatten()
+
 
 @dataclass(frozen=True, eq=False)
 class FusedParameters:

@@ -206,9 +206,21 @@ def sum_rows(
     tl.store(out + 2 * granule + 1, tl.sum(total, axis=0))
 
 
-@triton.jit(do_not_specialize=["n_granules"])
-def add_rows(total_likelihood, total_rows, sums, n_granules):
-    """fp64 totals () += the two sums of `sum_rows`, one granule after the other."""
+@triton.jit
+def any_flag(flags, n_flags):
+    """Whether one of ``flags`` (n_flags,) int32 is not zero."""
+    lane = tl.arange(0, 128)
+    found = tl.zeros([128], tl.int32)
+    for first in range(0, n_flags, 128):
+        found |= tl.load(flags + first + lane, mask=first + lane < n_flags, other=0)
+    return tl.max(tl.abs(found), axis=0) > 0
+
+
+@triton.jit(do_not_specialize=["n_granules", "n_flags"])
+def add_rows(total_likelihood, total_rows, sums, n_granules, flags, n_flags):
+    """fp64 totals () += the two sums of `sum_rows`, one granule after the other; nothing where a flag is set."""
+    if any_flag(flags, n_flags):
+        return
     likelihood = tl.load(total_likelihood)
     rows = tl.load(total_rows)
     for granule in range(n_granules):
@@ -218,16 +230,18 @@ def add_rows(total_likelihood, total_rows, sums, n_granules):
     tl.store(total_rows, rows)
 
 
-@triton.jit(do_not_specialize=["n_granules", "pitch"])
+@triton.jit(do_not_specialize=["n_granules", "pitch", "n_flags"])
 def add_partials(
-    total_counts, total_sums, total_scatter, order, counts, sums, scatter, n_granules, pitch,
+    total_counts, total_sums, total_scatter, order, counts, sums, scatter, n_granules, pitch, flags, n_flags,
     D: tl.constexpr, STRIDE: tl.constexpr, DIAG: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """fp64 totals += the partials of `accumulate`, one granule after the other: the order of the rows.
 
     Grid (components, feature blocks). Component i of the partials is component ``order[i]`` of the totals;
-    ``pitch`` components lie between granules.
+    ``pitch`` components lie between granules. Nothing is added where a flag is set.
     """
+    if any_flag(flags, n_flags):
+        return
     own = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = d < D
@@ -255,12 +269,14 @@ def add_partials(
             tl.store(total_scatter + component, norm)
 
 
-@triton.jit(do_not_specialize=["size", "n_granules"])
-def add_in_order(total, partials, size, width, padded_width, n_granules, pitch, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["size", "n_granules", "n_flags"])
+def add_in_order(total, partials, size, width, padded_width, n_granules, pitch, flags, n_flags, BLOCK: tl.constexpr):
     """total (·, width) fp64 += partials (granules, ·, padded_width), one granule after the other.
 
-    ``size`` elements are added, and ``pitch`` lie between granules.
+    ``size`` elements are added, and ``pitch`` lie between granules. Nothing is added where a flag is set.
     """
+    if any_flag(flags, n_flags):
+        return
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = i < size
     partials += (i // width).to(tl.int64) * padded_width + i % width

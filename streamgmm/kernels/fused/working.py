@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from streamgmm.kernels import Problem
+from streamgmm.kernels.arriving import Arriving
 from streamgmm.kernels.fused import rows as row_code
 from streamgmm.kernels.fused.configs import COMPONENT_TILE, ROW_PADDING, Tile, granule_of, stride_of
 from streamgmm.kernels.fused.parameters import FusedParameters
@@ -147,27 +148,19 @@ class WorkingRows:
 
 @dataclass(frozen=True)
 class Flags:
-    """One flag a granule, on its way to the host."""
+    """One flag a granule, int32, where it was made and on its way to the host."""
 
-    host: Tensor
-    arrived: torch.cuda.Event | None
+    there: Tensor
+    arriving: Arriving
 
     @classmethod
     def sent(cls, flags: Tensor) -> Flags:
-        """Send them without waiting, so that work enqueued from now on hides the way."""
-        if flags.device.type == "cpu":
-            return cls(flags, None)
-        host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-        host.copy_(flags, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return cls(host, arrived)
+        return cls(flags, Arriving.sent(flags))
 
     def wait(self) -> list[int]:
-        """The flags, once they are there."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return list(self.host.tolist())
+        """The flags, once they are on the host."""
+        (flags,) = self.arriving.wait()
+        return list(flags.tolist())
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,9 @@ def step_of(n_features: int) -> int:
 _TILES: dict[str, dict[int | None, Tile]] = {
     "hopper": {
         64: Tile(128, 128, 8, 2),
-        128: Tile(128, 128, 8, 2),
+        128: Tile(128, 64, 4, 2),
         256: Tile(128, 64, 8, 2),
-        None: Tile(128, 128, 8, 3),
+        None: Tile(128, 256, 8, 3),
     },
     "any": {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 4, 2), 256: Tile(64, 32, 4, 2), None: Tile(64, 64, 4, 2)},
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FLOOR = tl.constexpr(-3e38)
+FLOOR = tl.constexpr(float("-inf"))
 LEVELS = tl.constexpr(6)
 """Halvings of a group's members in a tile at most, the first one not counted."""
 

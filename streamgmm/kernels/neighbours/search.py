@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import triton
@@ -27,7 +27,12 @@ LEAST_SLOTS = 4
 """Centroids measured in fp32 at least, where there are so many."""
 
 _FEATURES_AT_ONCE = 128
-_WINNERS_AT_ONCE = 512
+_FEATURES_APART = 16
+"""Four threads read 16 bytes each of a centroid, so that a warp reads eight at once. From 32 on a row's own features
+would come to threads through shared memory, and loads would wait for its barriers."""
+
+_ROWS_OF_A_WARP = 8
+_GROUPS_AT_ONCE = 512
 _MOST_SCALE = 60
 _ABSENT = 1e30
 """½‖c‖² of a column without a centroid."""
@@ -48,6 +53,30 @@ class Neighbours(NamedTuple):
     lists: Tensor
     distances: Tensor
     inner: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a second list is chosen, by its residual r' and the nearest one's r.
+
+    Attributes
+    ----------
+    columns : int
+        1 for the nearest alone, or 2.
+    loss : {'top2', 'soar', 'air'}
+        ‖r'‖², ‖r'‖² + λ (r·r')²/‖r‖² or ‖r'‖² + λ r·r'.
+    strength : float
+        λ.
+    gate : float
+        Infinity keeps every second list.
+    """
+
+    NO_LIST: ClassVar[int] = -1
+
+    columns: int
+    loss: str
+    strength: float
+    gate: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,25 +139,51 @@ class Search:
         with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
             return self._found(rows.contiguous(), m)
 
+    def lists(self, rows: Tensor, m: int, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Lists (n, columns) int32 of rows as in a call, the nearest first, and gains (n,) fp32.
+
+        The second is the centroid of least loss among the ``m`` nearest, or `Choice.NO_LIST` where its gain, the loss
+        over the least ‖x − c‖², less 1, is not below the gate. A gain is not a number if and only if one of the m
+        distances is not finite. With two columns m is at least 2.
+        """
+        with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
+            return self._chosen(rows.contiguous(), m, choice)
+
     def _found(self, rows: Tensor, m: int) -> Neighbours:
-        n, d = rows.shape
-        device, keep = rows.device, _kept(m)
-        winners = self._winners(rows, keep)
+        n, device = len(rows), rows.device
+        winners = self._winners(rows, _kept(m))
         lists = torch.empty((n, m), dtype=torch.int64, device=device)
         distances, inner = (torch.empty((n, m), dtype=torch.float32, device=device) for _ in range(2))
-        slots = max(LEAST_SLOTS, 1 << (m - 1).bit_length())
-        features = min(_FEATURES_AT_ONCE, max(16, 1 << (d - 1).bit_length()))
-        n_winners = winners.shape[1]
-        own_rows = 4 if slots <= 16 else 1
-        refining.refine[(triton.cdiv(n, own_rows),)](
+        refining.refine[_programs(n)](
             rows, self.shift, self.points, winners, lists, distances, inner,
-            n, len(self.points), self.grouping.groups, n_winners, m,
-            D=d, PLACES=self.grouping.places, KEEP=keep, MASK=self.grouping.mask, SCRAMBLE=SCRAMBLE,
-            MEMBER_BITS=MEMBER_BITS, ONE_BLOCK=n_winners <= _WINNERS_AT_ONCE,
-            BLOCK=min(1 << (n_winners - 1).bit_length(), _WINNERS_AT_ONCE), SLOTS=slots,
-            BLOCK_ROWS=own_rows, BLOCK_FEATURES=features, num_warps=4,
+            n, len(self.points), self.grouping.groups, m, **self._constants(m),
         )  # fmt: skip
         return Neighbours(lists, distances, inner)
+
+    def _chosen(self, rows: Tensor, m: int, choice: Choice) -> tuple[Tensor, Tensor]:
+        n, device = len(rows), rows.device
+        winners = self._winners(rows, _kept(m))
+        lists = torch.empty((n, choice.columns), dtype=torch.int32, device=device)
+        gains = torch.empty(n, dtype=torch.float32, device=device)
+        refining.choose[_programs(n)](
+            rows, self.shift, self.points, winners, lists, gains, choice.strength, choice.gate,
+            n, len(self.points), self.grouping.groups, m,
+            LOSS=choice.loss, COLUMNS=choice.columns, NO_LIST=choice.NO_LIST, **self._constants(m),
+        )  # fmt: skip
+        return lists, gains
+
+    def _constants(self, m: int) -> dict[str, Any]:
+        """What the last launch is compiled for, and its warp."""
+        d, keep = self.points.shape[1], _kept(m)
+        groups = self.grouping.groups
+        span = min(_FEATURES_AT_ONCE, max(16, 1 << (d - 1).bit_length()))
+        return {
+            "D": d, "PLACES": self.grouping.places, "KEEP": keep, "MASK": self.grouping.mask, "SCRAMBLE": SCRAMBLE,
+            "MEMBER_BITS": MEMBER_BITS, "ONE_BLOCK": groups <= _GROUPS_AT_ONCE,
+            "BLOCK": min(1 << (groups - 1).bit_length(), _GROUPS_AT_ONCE),
+            "SLOTS": max(LEAST_SLOTS, 1 << (m - 1).bit_length()), "SPAN": span, "PART": min(span, _FEATURES_APART),
+            "EACH": _ROWS_OF_A_WARP, "num_warps": 1, "num_stages": 1,
+        }  # fmt: skip
 
     def _winners(self, rows: Tensor, keep: int) -> Tensor:
         """The best ``keep`` of each group for each row, (padded n, groups · keep) fp32; see `scoring`."""
@@ -155,3 +210,7 @@ class Search:
 def _kept(m: int) -> int:
     """Of each group. The nearest of all is the nearest of its group; the two nearest may be of the same one."""
     return 1 if m == 1 else 2
+
+
+def _programs(n_rows: int) -> tuple[int]:
+    return (triton.cdiv(n_rows, _ROWS_OF_A_WARP),)
