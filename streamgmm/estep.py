@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from streamgmm.frame import Frame
 from streamgmm.kernels import Kernel, Problem, select_kernel
+from streamgmm.kernels.kept import KeepingKernel, KeptForm, KeptRows
 from streamgmm.mixture import Mixture
 from streamgmm.statistics import Statistics
 
@@ -49,9 +51,29 @@ def bind(
     return BoundMixture(kernel, kernel.parameters(mixture, frame, device), mixture, frame, precision, origin)
 
 
-def e_step(rows: Tensor, bound: BoundMixture, statistics: Statistics, weights: Tensor | None = None) -> None:
+def e_step(rows: Tensor | KeptRows, bound: BoundMixture, statistics: Statistics, weights: Tensor | None = None) -> None:
     """Add the statistics of ``rows`` (n, D), which begin at a granule, to ``statistics`` in place.
 
-    With ``weights`` (n,) each row counts as that many.
+    With ``weights`` (n,) each row counts as that many. Rows that are kept are of the mixture's `kept_form`.
     """
-    bound.kernel.accumulate(rows, bound.parameters, statistics, weights)
+    if isinstance(rows, KeptRows):
+        assert isinstance(bound.kernel, KeepingKernel)
+        bound.kernel.accumulate(rows, bound.parameters, statistics, weights)
+    else:
+        bound.kernel.accumulate(rows, bound.parameters, statistics, weights)
+
+
+def kept_form(bound: Sequence[BoundMixture], row_bytes: int) -> KeptForm | None:
+    """The form in which rows that are stored in ``row_bytes`` each may stay on the device for all of ``bound``.
+
+    None where they take it in different forms, or in that of the stored rows, or where that is no wider.
+    """
+    kernels = [(each.kernel, each.parameters) for each in bound]
+    forms = [kernel.kept_form(own) if isinstance(kernel, KeepingKernel) else None for kernel, own in kernels]
+    first = forms[0]
+    if first is None or any(form is None or form.key != first.key for form in forms[1:]):
+        return None
+    return first if first.size(_MANY) < _MANY * row_bytes else None
+
+
+_MANY = 1 << 16

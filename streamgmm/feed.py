@@ -7,6 +7,7 @@ from itertools import chain, tee
 from types import TracebackType
 
 from streamgmm.io.plan import Span, cut_spans, round_chunk_rows
+from streamgmm.io.residency import Narrowing
 from streamgmm.io.ring import Chunk, Ring
 
 
@@ -28,6 +29,8 @@ class Feed:
         self.ring = open_ring(chunk_rows, self._kept)
         self._stream: Generator[Chunk] | None = None
         self._chunks_left = 0
+        self._narrowing: Narrowing | None = None
+        self._as_stored = False
 
     def begin(self, left: Sequence[Span], steps: Iterable[Sequence[Span]], checked_rows: int) -> None:
         """Feed the rows of ``left`` and then those of every step after the first of ``steps``.
@@ -40,10 +43,30 @@ class Feed:
         self._step = list(next(self._steps, ()))
         self._open(list(left), checked_rows)
 
+    def keep_as(self, narrowing: Narrowing | None) -> None:
+        """Before the first chunk of a step: the form in which rows may stay on the device, None where it is the stored.
+
+        Once that is another one than before, or more is read again than it saves, rows stay as stored for good: a run
+        that needed wider numbers will need them again.
+        """
+        before = self._narrowing
+        self._as_stored |= narrowing is None or not self.ring.narrowing_pays
+        self._as_stored |= before is not None and narrowing is not None and before.key != narrowing.key
+        after = None if self._as_stored else narrowing
+        if (before is None) == (after is None):
+            return
+        self._stop()
+        self._narrowing = after
+        self.ring.keep_as(after)
+        self._open(self._left, self._checked_rows)
+
     def end(self) -> Ring:
-        """The ring, for rows to be streamed otherwise: nothing is read ahead any more into its slots."""
+        """The ring, for rows to be streamed otherwise, as they are stored: nothing is read ahead into its slots now."""
         self._stop()
         self._chunks_left = 0
+        if self._narrowing is not None:
+            self._narrowing = None
+            self.ring.keep_as(None)
         return self.ring
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -79,6 +102,7 @@ class Feed:
         del self.ring  # its memory is needed for the next one
         self.ring = self._open_ring(rows, self._kept)
         self.ring.traffic = traffic
+        self.ring.keep_as(self._narrowing)
         again = [span for span in self._step if span.segment == segment]
         self._open([*again, *(span for span in self._left if span.segment > segment)], self._checked_rows)
         return True

@@ -94,8 +94,10 @@ def open_feed(job: Job) -> Feed:
     """Rows as the plan cuts them; to be used as a context."""
     plan, request = job.plan, job.request
     host = None if request.host_memory is None else request.host_memory // job.world.local_size
-    # What the plan leaves of the limit keeps the first chunks; without one, half of what is free.
-    spare = _free_bytes(job.device) // 2 if plan.limit is None else plan.limit - plan.needed
+    # What the plan leaves of the limit keeps the first chunks; without one, half of what is free. Of what is kept in a
+    # narrower form, a granule at a time may be wanted as it is stored.
+    again = plan.granule * job.source.shape[1] * job.source.dtype.itemsize
+    spare = (_free_bytes(job.device) // 2 if plan.limit is None else plan.limit - plan.needed) - again
 
     longest = longest_segment(job.source.shape[0])  # no chunk is longer
 
@@ -106,7 +108,7 @@ def open_feed(job: Job) -> Feed:
             job.device,
             plan.threads,
             host_memory=host,
-            device_memory=int(kept * spare),
+            device_memory=max(0, int(kept * spare)),
             recheck=request.recheck,
             notify=job.progress.warn,
         )

@@ -6,14 +6,16 @@ from bisect import bisect_right
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from streamgmm.errors import DataError, StreamGMMError
-from streamgmm.estep import BoundMixture, e_step
+from streamgmm.estep import BoundMixture, e_step, kept_form
 from streamgmm.feed import Feed
 from streamgmm.io.integrity import UNIT_BYTES, UNIT_ROWS, fold
 from streamgmm.io.plan import Span
 from streamgmm.io.ring import Chunk
 from streamgmm.io.sources.base import Source
+from streamgmm.kernels.kept import KeptForm, KeptRows
 from streamgmm.passes import regions
 from streamgmm.state import OpenSegment, TrainingState
 from streamgmm.task import Training
@@ -28,8 +30,8 @@ def add_chunk(
     opened = next((opened for opened in state.opened if opened.segment == span.segment), None)
     try:
         opened = opened or OpenSegment(span.segment, span.start, tuple(each.empty_statistics() for each in bound))
-        rows, skipped, given = chunk.rows, 0, weighting.training(span.start, span.stop)
-        if weighting.skip_nonfinite:
+        rows, skipped, given = _rows_of(chunk, bound, training), 0, weighting.training(span.start, span.stop)
+        if isinstance(rows, Tensor) and weighting.skip_nonfinite:
             rows, given, skipped = without_nonfinite(rows, given, torch.from_numpy(state.frame.shift))
         weights = None if given is None else torch.from_numpy(given).to(rows.device)
         for mixture, sums in zip(bound, opened.sums, strict=True):
@@ -42,6 +44,22 @@ def add_chunk(
         return _close(opened, bound, state, training.source.shape[0])
     except torch.OutOfMemoryError:
         return None
+
+
+def form_to_keep(bound: tuple[BoundMixture, ...], training: Training) -> KeptForm | None:
+    """The form in which rows may stay on the device for all of ``bound``; None where that is as they are stored."""
+    source = training.source
+    if training.settings.weighting.skip_nonfinite:
+        return None  # which rows are skipped shows in the stored ones alone
+    return kept_form(bound, source.shape[1] * source.dtype.itemsize)
+
+
+def _rows_of(chunk: Chunk, bound: tuple[BoundMixture, ...], training: Training) -> Tensor | KeptRows:
+    if chunk.stored is None:
+        return chunk.rows
+    form = form_to_keep(bound, training)
+    assert form is not None, "the feed was told to keep rows as stored"
+    return form.rows(chunk.rows, chunk.span.rows, chunk.stored)
 
 
 def begin_again(segment: int, state: TrainingState, training: Training, feed: Feed) -> TrainingState:

@@ -18,7 +18,7 @@ from streamgmm.sharing import collect, handed_over, spread
 from streamgmm.state import TrainingState
 from streamgmm.statistics import SummationTree
 from streamgmm.steps.candidate import Candidate
-from streamgmm.summing import add_chunk, begin_again
+from streamgmm.summing import add_chunk, begin_again, form_to_keep
 from streamgmm.task import Training, bound_for
 from streamgmm.updating import stepped, updated
 
@@ -35,6 +35,7 @@ def train(state: TrainingState | None, training: Training, feed: Feed) -> Traini
     state = _share_out(state, training, feed)
     while state.trees:
         candidates, bound = state.candidates, tuple(bound_for(candidate, state, training) for candidate in state.active)
+        feed.keep_as(form_to_keep(bound, training))
         while state.candidates is candidates:
             state = _sum(state, bound, training, feed)
             state = _confer(state, training, feed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from streamgmm.feed import Feed
@@ -25,6 +26,89 @@ def test_each_shrinking_halves_the_chunks_and_what_stays_on_the_device():
         assert sum(chunk.span.rows for chunk in feed) == source.shape[0]
     assert fed == [True, True, False]
     assert opened == [(65_536, 1.0), (32_768, 0.5), (16_384, 0.25)]
+
+
+class Form:
+    """A form of rows to keep, told from others by its key."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def size(self, rows: int) -> int:
+        return rows
+
+    def narrow(self, rows: torch.Tensor, place: torch.Tensor) -> None: ...
+
+
+class TellingRing(Ring):
+    """Notes in which forms rows were to be kept."""
+
+    asked: list[str | None]
+    pays = True
+
+    def keep_as(self, narrowing: Form | None) -> None:
+        self.asked.append(narrowing and narrowing.key)
+        super().keep_as(narrowing)
+
+    @property
+    def narrowing_pays(self) -> bool:
+        return self.pays
+
+
+@pytest.mark.parametrize("remedy", ["another form", "no form", "too many read again"])
+def test_rows_stay_as_stored_once_their_form_changed(remedy):
+    x = np.arange(300_000, dtype=np.float32)[:, None]
+    source = ArraySource(x)
+    spans, rings = segment_spans(source.shape[0]), list[TellingRing]()
+
+    def open_ring(rows: int, kept: float) -> Ring:
+        ring = TellingRing(source, rows, torch.device("cpu"), 1)
+        ring.asked = []
+        rings.append(ring)
+        return ring
+
+    def step_of(feed: Feed) -> list[float]:
+        return torch.cat([chunk.rows[:, 0].clone() for chunk in feed]).tolist()
+
+    with Feed(open_ring, 65_536, 16_384) as feed:
+        feed.begin(spans, [spans] * 6, 0)
+        for _ in range(2):
+            feed.keep_as(Form("a"))
+            assert step_of(feed) == x[:, 0].tolist()
+            feed.next_step()
+        assert rings[-1].asked == ["a"]
+        assert feed.shrink(spans[0].segment)
+        assert rings[-1].asked == ["a"]
+        assert step_of(feed) == x[:, 0].tolist()
+        feed.next_step()
+        rings[-1].pays = remedy != "too many read again"
+        feed.keep_as({"another form": Form("b"), "no form": None}.get(remedy, Form("a")))
+        assert rings[-1].asked == ["a", None]
+        assert step_of(feed) == x[:, 0].tolist()
+        feed.next_step()
+        rings[-1].pays = True
+        feed.keep_as(Form("a"))
+        assert step_of(feed) == x[:, 0].tolist()
+        assert rings[-1].asked == ["a", None]
+
+
+def test_whoever_takes_the_ring_finds_rows_as_stored():
+    source = ArraySource(np.arange(300_000, dtype=np.float32)[:, None])
+    spans = segment_spans(source.shape[0])
+
+    def open_ring(rows: int, kept: float) -> Ring:
+        ring = TellingRing(source, rows, torch.device("cpu"), 1)
+        ring.asked = []
+        return ring
+
+    with Feed(open_ring, 65_536, 16_384) as feed:
+        feed.begin(spans, [spans] * 3, 0)
+        feed.keep_as(Form("a"))
+        for _ in feed:
+            pass
+        ring = feed.end()
+        assert ring.asked == ["a", None]
+        assert sum(chunk.span.rows for chunk in ring.stream(spans)) == source.shape[0]
 
 
 def test_what_is_streamed_after_the_end_has_the_slots_for_itself():

@@ -10,8 +10,10 @@ import torch
 
 from streamgmm.fitting import fit
 from streamgmm.inference import InferenceSettings, mean_log_likelihood, posteriors
+from streamgmm.io.ring import Ring
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.request import FitRequest
+from streamgmm.result import FitResult
 from streamgmm.seeding import Start
 from tests.kills import Killed, KilledAt
 from tests.oracles import COVARIANCE_TYPES, clustered
@@ -71,6 +73,28 @@ def test_inference(kind):
         for name, settings in on.items()
     }
     assert (labels["cpu"][:, 0] == labels["cuda"][:, 0]).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["spherical", "diag"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("changes", [{"precision": "medium"}, {}, {"holdout": 0.1}], ids=str)
+def test_more_rows_stay_in_16_bits_than_would_as_stored(kind, dtype, changes, monkeypatch):
+    rows = ROWS.astype(dtype)
+    rows[200_123] *= 1e4  # one granule is wanted as it is stored in every pass, if the sample does not scale it
+
+    def with_room(share: float) -> FitResult:
+        room = int(share * rows.nbytes)
+        monkeypatch.setattr("streamgmm.job.Ring", lambda *own, **named: Ring(*own, **{**named, "device_memory": room}))
+        return fit(ArraySource(rows), request(kind, chunk_rows=16_384, **changes))
+
+    without, some = with_room(0.0), with_room(0.6 * 4 / rows.itemsize)
+    assert without.mixture.digest == some.mixture.digest
+    assert without.lower_bounds == some.lower_bounds
+    assert [model.evaluation for model in without.models] == [model.evaluation for model in some.models]
+    assert without.hit_rates["device"] == 0
+    if changes.get("precision") == "medium":
+        # Of four passes the first finds nothing. As stored it would be 45 %, or half of that.
+        assert some.hit_rates["device"] > 0.65
 
 
 def test_device_memory_stays_within_the_limit():

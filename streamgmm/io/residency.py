@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from streamgmm.io.plan import Span
@@ -13,7 +13,27 @@ from streamgmm.io.sources.base import Source
 BLOCK_BYTES = 1 << 30
 """Memory of a tier is taken in blocks of at most this: a power of two, as the allocator of pinned memory wants it."""
 
+_EXACT_BLOCK_BYTES = 1 << 28
+"""Where memory comes in any size: blocks of about this, of as many chunks as fit."""
+
 _ALIGNMENT = 4096
+
+
+class Narrowing(Protocol):
+    """A narrower form than the stored one in which rows may stay on a device."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal where rows are left with the same bits."""
+        ...
+
+    def size(self, rows: int) -> int:
+        """Bytes that so many rows take."""
+        ...
+
+    def narrow(self, rows: Tensor, place: Tensor) -> None:
+        """Fill ``place``, ``size(n)`` bytes, from stored ``rows`` (n, D), both on the device, in the stream's order."""
+        ...
 
 
 class Tier:
@@ -27,12 +47,14 @@ class Tier:
         Bytes.
     allocate : callable
         Gives so many bytes of memory, uint8, page-aligned.
+    exact : bool
+        Whether it takes no more for a size that is no power of two.
     """
 
-    def __init__(self, budget: int, allocate: Callable[[int], Tensor]) -> None:
-        self._left = budget
-        self._allocate = allocate
-        self._block = torch.empty(0, dtype=torch.uint8)
+    def __init__(self, budget: int, allocate: Callable[[int], Tensor], *, exact: bool = False) -> None:
+        self._budget = self._left = budget
+        self._allocate, self._exact = allocate, exact
+        self._unused = list[Tensor]()
         self._places: dict[tuple[int, int], Tensor] = {}
         self._held: set[tuple[int, int]] = set()
 
@@ -41,10 +63,14 @@ class Tier:
         key = (span.start, span.stop)
         if key not in self._places:
             room = -(-size // _ALIGNMENT) * _ALIGNMENT
-            if room > len(self._block) and not self._grow(room):
+            if all(room > len(part) for part in self._unused) and not self._grow(room):
                 self._left = 0
                 return None
-            self._places[key], self._block = self._block[:size], self._block[room:]
+            part = next(part for part in self._unused if room <= len(part))
+            self._unused = [other for other in self._unused if other is not part]
+            self._places[key] = part[:size]
+            if len(part) > room:
+                self._unused.append(part[room:])
         return self._places[key]
 
     def holds(self, span: Span) -> bool:
@@ -56,13 +82,20 @@ class Tier:
         if (span.start, span.stop) in self._places:
             self._held.add((span.start, span.stop))
 
+    def emptied(self) -> Tier:
+        """One with as much room that holds nothing."""
+        return Tier(self._budget, self._allocate, exact=self._exact)
+
     def _grow(self, room: int) -> bool:
-        block = min(BLOCK_BYTES, 1 << max(0, self._left.bit_length() - 1))
-        block = max(block, 1 << (room - 1).bit_length())
+        if self._exact:
+            block = room * max(1, min(_EXACT_BLOCK_BYTES, self._left) // room)
+        else:
+            block = min(BLOCK_BYTES, 1 << max(0, self._left.bit_length() - 1))
+            block = max(block, 1 << (room - 1).bit_length())
         if block > self._left:
             return False
         try:
-            self._block = self._allocate(block)
+            self._unused.append(self._allocate(block))
         except (MemoryError, RuntimeError):  # torch.OutOfMemoryError and what pinning raises are RuntimeErrors
             return False
         self._left -= block

@@ -6,6 +6,8 @@ only after the event of the copy that emptied it. On a CPU the chunk is the slot
 without pinning, streams or events.
 
 Chunks that a tier has room for are read, or copied, into their place there, and need neither slot nor buffer again.
+On a device they may stay in a narrower form, into which they are brought after their first use; whoever then finds that
+it does not do for some rows asks for these as they are stored.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from threading import Lock
 from types import TracebackType
@@ -24,11 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import as_rows, as_tensor
-from streamgmm.io.integrity import unit_checksums
+from streamgmm.io.integrity import UNIT_BYTES, UNIT_ROWS, unit_checksums
 from streamgmm.io.plan import Span
 from streamgmm.io.readers import Readers
-from streamgmm.io.residency import Tier, cached_rows
+from streamgmm.io.residency import Narrowing, Tier, cached_rows
 from streamgmm.io.sources.base import Rows, Source
 from streamgmm.io.traffic import Traffic
 
@@ -46,19 +51,32 @@ PATIENCE_SECONDS = 5.0
 _PIECE_BYTES = 8 << 20
 """Smaller pieces wait for each other: a thread's turn costs as much as reading a part of this from the page cache."""
 
+_MOST_READ_AGAIN = 1 / 8
+"""Reading more than this share of narrow rows again, one piece after the other, costs more than keeping them saves."""
+
 _Planned: TypeAlias = tuple[Span, bool]
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Rows [span.start, span.stop), of the stored type, on the device; valid until the next one is asked for.
+    """Rows [span.start, span.stop) on the device; valid until the next chunk is asked for.
 
-    ``units`` are their `integrity.unit_checksums`, where they were asked for.
+    Attributes
+    ----------
+    span : Span
+    rows : tensor
+        (n, D) of the stored type; where there is ``stored``, the bytes that `Ring.keep_as`'s form left of them.
+    units : bytes or None
+        Their `integrity.unit_checksums`, where they were asked for.
+    stored : callable or None
+        Reads the rows from ``first`` to before ``last`` of the chunk, multiples of 256 or its end, from the source:
+        (last − first, D) of the stored type, on the device. Raises DataError where they have changed.
     """
 
     span: Span
     rows: Tensor
     units: bytes | None
+    stored: Callable[[int, int], Tensor] | None = None
 
 
 class Ring:
@@ -118,11 +136,27 @@ class Ring:
         rows = min(chunk_rows, source.shape[0])
         self._slots = [_slot(source, rows, pinned=on_gpu) for _ in range(SLOTS)]
         self._buffers = [torch.empty_like(self._slots[0], device=device) for _ in range(DEVICE_BUFFERS * on_gpu)]
-        self._on_device = Tier(device_memory if on_gpu else 0, self._device_block)
+        self._on_device = Tier(device_memory if on_gpu else 0, self._device_block, exact=True)
+        self._narrowing: Narrowing | None = None
+        self._units_of_narrow = dict[Span, bytes]()
+        self._rows_narrow = self._rows_again = 0
         resident = host_memory is not None and (on_gpu or source.read_path in ("decode", "objects"))
         budget = max(0, (host_memory or 0) - sum(slot.untyped_storage().nbytes() for slot in self._slots))
         self._on_host = Tier(budget if resident else 0, _pinned if on_gpu else _pageable)
         self._cached_rows = cached_rows(source, host_memory, resident=resident)
+
+    def keep_as(self, narrowing: Narrowing | None) -> None:
+        """Keep rows on the device in this form from now on; None: as they are stored, as in the beginning.
+
+        What was kept before is dropped. To be called while nothing is streamed.
+        """
+        self._narrowing, self._on_device = narrowing, self._on_device.emptied()
+        self._units_of_narrow.clear()
+
+    @property
+    def narrowing_pays(self) -> bool:
+        """Whether few enough of the narrow rows had to be read again as they are stored."""
+        return self._rows_again <= _MOST_READ_AGAIN * self._rows_narrow
 
     def stream(self, spans: Iterable[Span], checked_rows: int = 0) -> Generator[Chunk]:
         """Chunks of ``spans``, in order, the first ``checked_rows`` rows with checksums.
@@ -219,7 +253,9 @@ class Ring:
                 current = staged.popleft()
                 if current.copied is not None:
                     compute.wait_event(current.copied)
-                yield Chunk(current.item.span, current.rows, current.item.checksums())
+                yield self._chunk(current)
+                if current.item.narrow is not None:
+                    self._narrow(current.item, current.rows)
                 if current.buffer is not None:
                     released = torch.cuda.Event()
                     released.record(compute)
@@ -241,10 +277,11 @@ class Ring:
         """Begin to read a span, or find it where it lies; None where that takes a slot and none is free."""
         rows, pieces, slot, place = self._rows_in_memory(span), list[Future[None]](), None, None
         if rows is None or self._device.type == "cuda":
-            place = self._on_device.place(span, self._size(span))
+            place = self._on_device.place(span, self._kept_size(span))
         if place is not None and self._on_device.holds(span):
             if not checked:
-                return _Reading(span, None, self._typed(place), [], None, resident=True)
+                there = self._typed(place) if self._narrowing is None else place
+                return _Reading(span, None, there, [], None, resident=True)
             place = None  # what checksums are wanted of is read anew; the place may be in use
         if rows is None:
             kept = self._on_host.place(span, self._size(span)) if place is None else None
@@ -260,7 +297,45 @@ class Ring:
         # Queued behind the pieces that it waits for, so it never holds the thread they need.
         wanted = checked or (self._recheck and bool(pieces))
         units = self._readers.submit(_units_of, pieces, as_rows(rows)) if wanted else None
-        return _Reading(span, slot, rows, pieces, units, place=None if place is None else self._typed(place))
+        if place is None or self._narrowing is not None:
+            return _Reading(span, slot, rows, pieces, units, narrow=place)
+        return _Reading(span, slot, rows, pieces, units, place=self._typed(place))
+
+    def _chunk(self, staged: _Staged) -> Chunk:
+        item = staged.item
+        narrow = item.resident and self._narrowing is not None
+        self._rows_narrow += item.span.rows * narrow
+        stored = partial(self._read_again, item.span) if narrow else None
+        return Chunk(item.span, staged.rows, item.checksums(), stored)
+
+    def _narrow(self, item: _Reading, rows: Tensor) -> None:
+        """Keep a chunk that was used in its narrower form, in the order of the stream that used it."""
+        assert self._narrowing is not None
+        assert item.narrow is not None
+        with suppress(torch.OutOfMemoryError):  # it is read the next time
+            if not self._on_device.holds(item.span):
+                self._narrowing.narrow(rows, item.narrow)
+                self._on_device.hold(item.span)
+                if (units := item.checksums()) is not None:
+                    self._units_of_narrow[item.span] = units
+
+    def _read_again(self, span: Span, first: int, last: int) -> Tensor:
+        """As `Chunk.stored`; of a chunk that stays narrow."""
+        start, stop = span.start + first, span.start + last
+        rows = torch.empty((last - first, self._source.shape[1]), dtype=self._slots[0].dtype)
+        self._finish(self._submit(Span(start, stop, span.segment), as_rows(rows)), start)
+        units = self._units_of_narrow.get(span)
+        if units is not None:
+            here, there = (-(-row // UNIT_ROWS) * UNIT_BYTES for row in (first, last))
+            if unit_checksums(as_rows(rows)) != units[here:there]:
+                raise DataError(
+                    f"{self._source.name}: changed since it was last read, between {self._source.locate(start)} and "
+                    f"{self._source.locate(stop - 1)}; restore it, or start over with --fresh"
+                )
+        self.traffic.bytes_read += rows.nbytes
+        self.traffic.bytes_copied += rows.nbytes
+        self._rows_again += len(rows)
+        return rows.to(self._buffers[0].device)
 
     def _rows_in_memory(self, span: Span) -> Tensor | None:
         """Rows that need not be read: any that lie in memory for a CPU, those in pinned memory for a GPU."""
@@ -299,24 +374,27 @@ class Ring:
             if word is not None:
                 self._words.append(word)
 
-    def _wait(self, item: _Reading) -> None:
-        """Wait until a span is read; raises what its reading raised."""
-        begun, pending = time.perf_counter(), set(item.pieces)
+    def _finish(self, pieces: list[Future[None]], first_row: int) -> None:
+        begun, pending = time.perf_counter(), set(pieces)
         while pending:
             finished, pending = wait(pending, self._stall_seconds, FIRST_COMPLETED)
             if not finished:
                 seconds = time.perf_counter() - begun
                 self._notify(
-                    f"{self._source.locate(item.span.start)} and those after it: no read has finished for "
+                    f"{self._source.locate(first_row)} and those after it: no read has finished for "
                     f"{seconds:.0f} s; still waiting, check the disk or the network"
                 )
-        for piece in item.pieces:
+        for piece in pieces:
             piece.result()
         if self._words and not self._told:
             self._told = True
             self._notify(self._words[0])
+        self.traffic.seconds_waiting += time.perf_counter() - begun
+
+    def _wait(self, item: _Reading) -> None:
+        """Wait until a span is read; raises what its reading raised."""
+        self._finish(item.pieces, item.span.start)
         traffic = self.traffic
-        traffic.seconds_waiting += time.perf_counter() - begun
         if self._on_host.holds(item.span):
             self._count_resident(item)
             return
@@ -327,7 +405,7 @@ class Ring:
     def _count_resident(self, item: _Reading) -> None:
         self.traffic.rows += item.span.rows
         if item.resident:
-            self.traffic.bytes_from_device += item.rows.nbytes
+            self.traffic.bytes_from_device += self._size(item.span)
         else:
             self.traffic.bytes_from_host += item.rows.nbytes
 
@@ -348,6 +426,10 @@ class Ring:
 
     def _size(self, span: Span) -> int:
         return span.rows * self._source.shape[1] * self._source.dtype.itemsize
+
+    def _kept_size(self, span: Span) -> int:
+        """Bytes that it takes to keep a span on the device."""
+        return self._size(span) if self._narrowing is None else self._narrowing.size(span.rows)
 
     def _typed(self, memory: Tensor) -> Tensor:
         """Bytes as rows of the stored type."""
@@ -382,7 +464,8 @@ class Ring:
 class _Reading:
     """A span on its way: its rows on the host, or, where ``resident``, on the device.
 
-    ``slot`` is to be freed after use; ``place`` is where the rows will stay on the device.
+    ``slot`` is to be freed after use; ``place`` is where the rows will stay on the device, and ``narrow`` where they
+    will in a narrower form.
     """
 
     span: Span
@@ -391,6 +474,7 @@ class _Reading:
     pieces: list[Future[None]]
     units: Future[bytes] | None
     place: Tensor | None = None
+    narrow: Tensor | None = None
     resident: bool = False
 
     def done(self) -> bool:

@@ -23,13 +23,14 @@ class Traffic:
     rows : int
         Rows handed out.
     bytes_read : int
-        Bytes of the rows that were read from the source (or taken from memory where they lay).
+        Bytes of the rows that were read from the source (or taken from memory where they lay); narrow rows of the
+        device that were wanted as stored count once more.
     bytes_decoded : int
         Of these, the ones that passed through a codec or a conversion.
     bytes_uncached : int
         Of these, the ones read past the page cache.
     bytes_from_host, bytes_from_device : int
-        Bytes of rows that lay resident in host or device memory.
+        Bytes, as stored, of rows that lay resident in host or device memory, whatever form they lay in.
     bytes_copied : int
         Bytes copied to the device.
     seconds_waiting : float
@@ -72,7 +73,7 @@ class Traffic:
 
     @property
     def hit_rates(self) -> dict[str, float]:
-        """Shares of all bytes handed out, by tier."""
+        """Shares of all bytes handed out, counted as stored, so of all rows, by tier."""
         return shares([self.bytes_by_tier])
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import contextlib
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +18,9 @@ from streamgmm.io.sources.array import ArraySource
 from streamgmm.io.sources.base import Source
 from streamgmm.io.sources.npy import NpySource
 from streamgmm.io.traffic import Traffic, bottleneck
+from tests.fake_gpu import fake_gpu
+
+__all__ = ["fake_gpu"]
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -133,50 +134,6 @@ def test_stored_types_cross_unchanged(dtype, in_memory, device, tmp_path):
 # Tiers, the page cache, stalls
 
 
-class FakeEvent:
-    """Ends as soon as it is recorded."""
-
-    def __init__(self, enable_timing: bool = False) -> None: ...
-
-    def record(self, stream: object = None) -> None: ...
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, other: object) -> float:
-        return 1.0
-
-
-class FakeStream:
-    def __init__(self, device: object = None) -> None: ...
-
-    def wait_event(self, event: object) -> None: ...
-
-    def wait_stream(self, stream: object) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-
-@pytest.fixture
-def fake_gpu(monkeypatch):
-    """Makes a ring's way to a GPU run on the CPU: the order of buffers, slots and tiers, if not of streams."""
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-
-    def disguise(ring: Ring, host: int = 0, device: int = 0) -> Ring:
-        ring._device = SimpleNamespace(type="cuda")
-        ring._buffers = [torch.empty_like(ring._slots[0]) for _ in range(2)]
-        ring._on_host = Tier(host, lambda size: torch.empty(size, dtype=torch.uint8))
-        ring._on_device = Tier(device, lambda size: torch.empty(size, dtype=torch.uint8))
-        return ring
-
-    return disguise
-
-
 @given(
     n=st.integers(1, 150_000),
     power=st.integers(12, 17),
@@ -206,6 +163,102 @@ def test_tiers_of_a_gpu_change_no_row(fake_gpu, n, power, host, on_device, check
         if max(host, on_device) == 1 << 30 and not checked:
             assert traffic.bytes_read == n * 12
             assert len({start for start, _ in source.reads}) == len(source.reads)
+
+
+class FirstColumn:
+    """Keeps a third of each row."""
+
+    key = "first column"
+
+    def size(self, rows: int) -> int:
+        return 4 * rows
+
+    def narrow(self, rows: torch.Tensor, place: torch.Tensor) -> None:
+        place.view(torch.float32).copy_(rows[:, 0])
+
+
+@given(
+    n=st.integers(1, 150_000),
+    power=st.integers(12, 17),
+    host=st.sampled_from([0, 100_000, 1 << 30]),
+    on_device=st.sampled_from([0, 50_000, 600_000, 1 << 30]),
+    checked=st.sampled_from([0, 10_000, 300_000]),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_that_stay_narrow(fake_gpu, n, power, host, on_device, checked):
+    spans, source = plan_chunks(n, 1 << power), FakeSource(n)
+    with Ring(source, 1 << power, torch.device("cpu"), 2) as ring:
+        fake_gpu(ring, host, on_device)
+        ring.keep_as(FirstColumn())
+        expected = torch.arange(n, dtype=torch.float32)
+        for turn in range(3):
+            for chunk in ring.stream(spans, checked * (turn == 0)):
+                own = expected[chunk.span.start : chunk.span.stop]
+                if chunk.stored is None:
+                    assert torch.equal(chunk.rows, own[:, None].expand(-1, 3))
+                else:
+                    assert turn > 0
+                    assert torch.equal(chunk.rows.view(torch.float32), own)
+        traffic = ring.traffic
+        assert traffic.bytes_read + traffic.bytes_from_host + traffic.bytes_from_device == 3 * n * 12
+        assert traffic.bytes_copied == 3 * n * 12 - traffic.bytes_from_device
+        if on_device == 1 << 30:
+            assert traffic.bytes_from_device == 2 * n * 12
+        # Each place is rounded up to pages.
+        assert traffic.bytes_from_device <= 2 * 3 * on_device
+        ring.keep_as(None)
+        rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(spans)])
+        assert torch.equal(rows[:, 1], expected)
+
+
+def test_narrower_rows_are_more_rows(fake_gpu):
+    n, spans = 65_536, plan_chunks(65_536, 4096)
+    kept = {}
+    for name, narrowing in {"stored": None, "narrow": FirstColumn()}.items():
+        with Ring(FakeSource(n), 4096, torch.device("cpu"), 1) as ring:
+            fake_gpu(ring, 0, n * 12 // 2)
+            ring.keep_as(narrowing)
+            for _ in range(2):
+                for _ in ring.stream(spans):
+                    pass
+            kept[name] = ring.traffic.bytes_from_device / (12 * n)
+    assert kept == {"stored": 0.5, "narrow": 1.0}
+
+
+def test_narrow_rows_as_they_are_stored(fake_gpu):
+    source, spans = FakeSource(20_000), plan_chunks(20_000, 8192)
+    with Ring(source, 8192, torch.device("cpu"), 2) as ring:
+        fake_gpu(ring, 0, 1 << 20)
+        ring.keep_as(FirstColumn())
+        assert ring.narrowing_pays
+        for turn in range(3):
+            for chunk in ring.stream(spans, 20_000 * (turn == 0)):
+                if chunk.stored is not None and chunk.span.start == 8192:
+                    rows = chunk.stored(1024, 1536)
+                    assert torch.equal(rows[:, 0], torch.arange(9216, 9728, dtype=torch.float32))
+        assert ring.traffic.bytes_read == 12 * (20_000 + 2 * 512)
+        assert ring.narrowing_pays
+        for chunk in ring.stream(spans):
+            chunk.stored(0, chunk.span.rows)
+        assert not ring.narrowing_pays
+        # What was checked is checked again.
+        source.read_into = lambda start, stop, out: out.fill(-1.0)
+        chunk = next(ring.stream(spans))
+        with pytest.raises(DataError, match="between row 1024 of fake and row 2047 of fake"):
+            chunk.stored(1024, 2048)
+
+
+def test_no_memory_for_narrow_rows_is_no_failure(fake_gpu):
+    class Hungry(FirstColumn):
+        def narrow(self, rows, place):
+            raise torch.OutOfMemoryError
+
+    n, spans = 20_000, plan_chunks(20_000, 8192)
+    with Ring(FakeSource(n), 8192, torch.device("cpu"), 2) as ring:
+        fake_gpu(ring, 0, 1 << 20)
+        ring.keep_as(Hungry())
+        rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(spans * 2)])
+    assert torch.equal(rows[:, 2], torch.arange(n, dtype=torch.float32).repeat(2))
 
 
 def test_leaving_a_gpu_stream_early_and_beginning_again(fake_gpu):
@@ -382,7 +435,8 @@ def test_the_bottleneck_is_named(traffic, expected):
     assert bottleneck(traffic, 10.0) == expected
 
 
-def test_tiers_keep_to_their_budget():
+@pytest.mark.parametrize("exact", [False, True])
+def test_tiers_keep_to_their_budget(exact):
     taken: list[int] = []
 
     def allocate(size: int) -> torch.Tensor:
@@ -392,7 +446,7 @@ def test_tiers_keep_to_their_budget():
     spans = plan_chunks(1_000_000, 65_536)
     for budget in (0, 4095, 4096, 100_000, 1 << 20, 3_333_333):
         taken.clear()
-        tier = Tier(budget, allocate)
+        tier = Tier(budget, allocate, exact=exact)
         places = [tier.place(span, 100_000) for span in spans]
         assert sum(taken) <= budget
         kept = [place for place in places if place is not None]
@@ -404,3 +458,11 @@ def test_tiers_keep_to_their_budget():
         raise torch.OutOfMemoryError("no")
 
     assert Tier(1 << 30, fail).place(spans[0], 1000) is None
+
+
+def test_what_a_long_chunk_leaves_of_a_block_holds_a_shorter_one(monkeypatch):
+    monkeypatch.setattr("streamgmm.io.residency._EXACT_BLOCK_BYTES", 10 * 4096)
+    tier = Tier(100 * 4096, lambda size: torch.empty(size, dtype=torch.uint8), exact=True)
+    sizes = [7 * 4096, 3 * 4096] * 11
+    kept = [tier.place(span, size) is not None for span, size in zip(plan_chunks(22, 1), sizes, strict=True)]
+    assert kept == [True] * 20 + [False] * 2

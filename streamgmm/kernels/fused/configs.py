@@ -19,6 +19,7 @@ COMPONENT_TILE = 64
 
 COMPONENT_PADDING = 128
 ROW_PADDING = 256
+LEAST_GRANULE = 1024
 _WIDEST_SLICE = 256
 
 
@@ -63,7 +64,7 @@ def granule_of(problem: Problem) -> int:
         width = max(width, 4 * problem.n_features)
     # Many features take long a row: smaller granules then keep all multiprocessors busy.
     most = 16384 if problem.n_features <= _WIDEST_SLICE else 8192
-    return min(max(1 << (width - 1).bit_length(), 1024), most)
+    return min(max(1 << (width - 1).bit_length(), LEAST_GRANULE), most)
 
 
 def architecture_of(device: torch.device) -> str:

@@ -20,7 +20,7 @@ from streamgmm.kernels.fused.configs import (
     overlaps_products,
     stride_of,
 )
-from streamgmm.kernels.fused.parameters import FusedParameters
+from streamgmm.kernels.fused.parameters import FusedParameters, Origins
 from streamgmm.kernels.fused.split_form import SplitForm
 from streamgmm.kernels.fused.working import LiveRows, Partials, RowWeights, WorkingRows, launch_shape
 from streamgmm.statistics import Statistics
@@ -60,26 +60,19 @@ class HalfForm:
 
     def convert(self, rows: Tensor, n_padded: int, flags: Tensor) -> tuple[Tensor, Tensor]:
         parameters = self.parameters
+        problem, granule = parameters.problem, granule_of(parameters.problem)
+        if not parameters.is_tied:
+            return convert_half(rows, n_padded, flags, parameters.origins, problem.covariance_type, granule)
         n, d = rows.shape
-        stride = stride_of(d)
+        stride, factor = stride_of(d), parameters.half_factor
         x = torch.empty((n_padded, stride), dtype=torch.float16, device=rows.device)
-        norms = torch.empty(1 if parameters.is_diag else n_padded, dtype=torch.float32, device=rows.device)
-        shift, scale = parameters.origins[torch.float64 if rows.dtype == torch.float64 else torch.float32]
-        shape = {
-            "D": d, "STRIDE": stride, "GRANULE": granule_of(parameters.problem),
-            "LIMIT": _LARGEST[parameters.problem.covariance_type], "num_warps": 4,
-        }  # fmt: skip
-        if parameters.is_tied:
-            factor = parameters.half_factor
-            row_code.whiten_rows[(n_padded // 64,)](
-                rows, shift, scale, factor.high, factor.low, factor.exponents, x, norms, flags, n,
-                BLOCK_ROWS=64, BLOCK_OUT=min(stride, 128), STEP=min(stride, 32), num_stages=2, **shape,
-            )  # fmt: skip
-        else:
-            row_code.convert_rows[(n_padded // 32,)](
-                rows, shift, scale, x, norms, flags, n,
-                DIAG=parameters.is_diag, BLOCK_ROWS=32, BLOCK_FEATURES=min(stride, 128), **shape,
-            )  # fmt: skip
+        norms = torch.empty(n_padded, dtype=torch.float32, device=rows.device)
+        shift, scale = origin_for(rows, parameters.origins)
+        row_code.whiten_rows[(n_padded // 64,)](
+            rows, shift, scale, factor.high, factor.low, factor.exponents, x, norms, flags, n,
+            D=d, STRIDE=stride, GRANULE=granule, LIMIT=_LARGEST["tied"],
+            BLOCK_ROWS=64, BLOCK_OUT=min(stride, 128), STEP=min(stride, 32), num_warps=4, num_stages=2,
+        )  # fmt: skip
         return x, norms
 
     def log_sum_exp(self, working: WorkingRows) -> None:
@@ -193,6 +186,28 @@ class HalfForm:
             "STRIDE": stride_of(parameters.problem.n_features), "DIAG": parameters.is_diag,
             "NORM": parameters.uses_norms, "SCALED": parameters.half.scaled,
         }  # fmt: skip
+
+
+def convert_half(
+    rows: Tensor, n_padded: int, flags: Tensor, origins: Origins, covariance_type: str, granule: int
+) -> tuple[Tensor, Tensor]:
+    """x' of ``spherical`` and ``diag`` rows and its norms, as `HalfForm` has them; ``flags`` get a 1 as there."""
+    n, d = rows.shape
+    stride, is_diag = stride_of(d), covariance_type == "diag"
+    x = torch.empty((n_padded, stride), dtype=torch.float16, device=rows.device)
+    norms = torch.empty(1 if is_diag else n_padded, dtype=torch.float32, device=rows.device)
+    shift, scale = origin_for(rows, origins)
+    row_code.convert_rows[(n_padded // 32,)](
+        rows, shift, scale, x, norms, flags, n,
+        D=d, STRIDE=stride, GRANULE=granule, LIMIT=_LARGEST[covariance_type], DIAG=is_diag,
+        BLOCK_ROWS=32, BLOCK_FEATURES=min(stride, 128), num_warps=4,
+    )  # fmt: skip
+    return x, norms
+
+
+def origin_for(rows: Tensor, origins: Origins) -> tuple[Tensor, Tensor]:
+    """Shift and scale in the type in which ``rows`` are centred."""
+    return origins[torch.float64 if rows.dtype == torch.float64 else torch.float32]
 
 
 def _stores_responsibilities(problem: Problem, launches: Launches) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeAlias
 
 import torch
@@ -24,6 +24,7 @@ from streamgmm.kernels.fused import rows as row_code
 from streamgmm.kernels.fused import sums as sum_code
 from streamgmm.kernels.fused.configs import COMPONENT_PADDING, COMPONENT_TILE, granule_of, stride_of
 from streamgmm.kernels.fused.half_form import HalfForm
+from streamgmm.kernels.fused.kept_form import HalfKept
 from streamgmm.kernels.fused.parameters import FusedParameters
 from streamgmm.kernels.fused.split_form import SplitForm
 from streamgmm.kernels.fused.working import (
@@ -35,8 +36,10 @@ from streamgmm.kernels.fused.working import (
     RowWeights,
     WorkingRows,
     normalise,
+    on,
     redo,
 )
+from streamgmm.kernels.kept import KeptForm, KeptRows
 from streamgmm.kernels.tiled import TiledKernel
 from streamgmm.mixture import Mixture
 from streamgmm.statistics import Statistics
@@ -86,15 +89,25 @@ class TritonKernel:
     def parameters(self, mixture: Mixture, frame: Frame, device: torch.device) -> FusedParameters:
         return FusedParameters(mixture, frame, device, self.precision, self.architecture, self.hard)
 
+    def kept_form(self, parameters: FusedParameters) -> KeptForm | None:
+        # Rows of ``tied`` are whitened by the mixture: those of the next pass are others.
+        half = self.precision == "medium" and not parameters.is_tied
+        kind = parameters.mixture.covariance_type
+        return HalfKept(parameters.frame, kind, parameters.device) if half else None
+
     def accumulate(
-        self, rows: Tensor, parameters: FusedParameters, statistics: Statistics, weights: Tensor | None = None
+        self,
+        rows: Tensor | KeptRows,
+        parameters: FusedParameters,
+        statistics: Statistics,
+        weights: Tensor | None = None,
     ) -> None:
-        with _on(rows.device):
+        with on(rows.device):
             for own in _pieces(len(rows), self._bounds(parameters.problem).rows):
                 self._accumulate(rows[own], parameters, statistics, None if weights is None else weights[own])
 
     def _accumulate(
-        self, rows: Tensor, parameters: FusedParameters, statistics: Statistics, weights: Tensor | None
+        self, rows: Tensor | KeptRows, parameters: FusedParameters, statistics: Statistics, weights: Tensor | None
     ) -> None:
         granule, most = granule_of(parameters.problem), self._bounds(parameters.problem).redone
         working, flags = normalise(rows, self._form(parameters), maxima=True)
@@ -103,10 +116,14 @@ class TritonKernel:
         # The device is not kept waiting until the host knows of the flags: where one is set, this adds nothing.
         known = self._add(statistics, working, live, own_weights, (flags.there, len(flags.there)))
         marked = flags.wait()
-        if sum(marked) > most:
+        if any(marked) and isinstance(rows, KeptRows):
+            del working, live, own_weights, known  # their memory is needed again
+            self._accumulate_mixed(rows, marked, parameters, statistics, weights)
+        elif sum(marked) > most:
             for own in _pieces(len(rows), most * granule):
                 self._accumulate(rows[own], parameters, statistics, None if weights is None else weights[own])
         elif any(marked):
+            assert isinstance(rows, Tensor)
             found = redo(rows, working, marked, maxima=True)
             redone = [(r, _live_rows(r.rows) if isinstance(r.rows, WorkingRows) else None) for r in found]
             self._add(statistics, working, live, own_weights, (flags.there, 0), redone, known)
@@ -150,22 +167,41 @@ class TritonKernel:
         _add_rows(statistics, working, weights, granules, unless)
         return partials if n_padded <= at_once else None
 
+    def _accumulate_mixed(
+        self,
+        rows: KeptRows,
+        marked: list[int],
+        parameters: FusedParameters,
+        statistics: Statistics,
+        weights: Tensor | None,
+    ) -> None:
+        """Rows of which the ``marked`` granules want a wider form, which is made of stored rows, one granule's at a
+        time: cuts change no bit."""
+        granule, first = granule_of(parameters.problem), 0
+        for wider, run in groupby(marked, bool):
+            stop = min(first + granule * len(list(run)), len(rows))
+            for own in _pieces(stop - first, granule if wider else stop - first):
+                some = slice(first + own.start, first + own.stop)
+                each = rows[some].as_stored() if wider else rows[some]
+                self._accumulate(each, parameters, statistics, None if weights is None else weights[some])
+            first = stop
+
     def finish(self, statistics: Statistics, parameters: FusedParameters) -> Statistics:
         about_origin = self._form(parameters).about_origin(statistics)
         return about_origin if parameters.whitening is None else parameters.whitening.restore(about_origin)
 
     def log_likelihood(self, rows: Tensor, parameters: FusedParameters) -> Tensor:
-        with _on(rows.device):
+        with on(rows.device):
             return torch.cat([_likelihood(working) for _, working, _ in self._normalised(rows, parameters)])
 
     def top(self, rows: Tensor, parameters: FusedParameters, m: int) -> TopComponents:
-        with _on(rows.device):
+        with on(rows.device):
             pieces = [_ranked(*piece, m) for piece in self._normalised(rows, parameters)]
         return TopComponents(*(torch.cat(fields) for fields in zip(*pieces, strict=True)))
 
     def live_pairs(self, rows: Tensor, parameters: FusedParameters) -> float:
         """The share of (row, tile of components) pairs that the second launch visits, for the rows of one call."""
-        with _on(rows.device):
+        with on(rows.device):
             visited = 0
             for own in rows.split(self._bounds(parameters.problem).rows):
                 working, _ = normalise(own, self._form(parameters), maxima=True)
@@ -256,10 +292,6 @@ def _moment_bytes(problem: Problem, moment_type: torch.dtype) -> int:
 def _pieces(n: int, size: int) -> Iterator[slice]:
     """``n`` rows, ``size`` at a time."""
     return (slice(first, min(first + size, n)) for first in range(0, n, size))
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _scaled(weights: Tensor, n_padded: int, granule: int) -> RowWeights:

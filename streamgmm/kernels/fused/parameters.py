@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from streamgmm.kernels.fused.whitening import HalfFactor, Whitening, factor_of, 
 from streamgmm.kernels.natural import natural_parameters
 from streamgmm.kernels.tiled import TiledKernel, TiledParameters
 from streamgmm.mixture import Float64Array, Mixture
+
+Origins: TypeAlias = dict[torch.dtype, tuple[Tensor, Tensor]]
 
 _LOG2E = 1.4426950408889634
 # The largest coefficient of a component lies in [2¹⁴, 2¹⁵) where it has an exponent of its own: fp16 then keeps full
@@ -136,14 +139,15 @@ class FusedParameters:
         return torch.as_tensor(places, device=self.device)
 
     @cached_property
-    def origins(self) -> dict[torch.dtype, tuple[Tensor, Tensor]]:
-        """Shift and scale, padded to (D',), in the types that rows are centred in."""
-        shape = (stride_of(self.mixture.n_features),)
-        shift, scale = (
-            torch.as_tensor(_padded(values, shape), device=self.device)
-            for values in (self.frame.shift, self.frame.scale)
-        )
-        return {dtype: (shift.to(dtype), scale.to(dtype)) for dtype in (torch.float32, torch.float64)}
+    def origins(self) -> Origins:
+        """As `origins_of`."""
+        return origins_of(self.frame, stride_of(self.mixture.n_features), self.device)
+
+
+def origins_of(frame: Frame, stride: int, device: torch.device) -> Origins:
+    """Shift and scale, padded to (``stride``,), in the types that rows are centred in."""
+    shift, scale = (torch.as_tensor(_padded(values, (stride,)), device=device) for values in (frame.shift, frame.scale))
+    return {dtype: (shift.to(dtype), scale.to(dtype)) for dtype in (torch.float32, torch.float64)}
 
 
 def neighbours(points: Float64Array, tile: int) -> np.ndarray:

@@ -7,6 +7,7 @@ two launches, lists of live rows, partial sums and what is redone, is the same f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +18,9 @@ from torch import Tensor
 from streamgmm.kernels import Problem
 from streamgmm.kernels.arriving import Arriving
 from streamgmm.kernels.fused import rows as row_code
-from streamgmm.kernels.fused.configs import COMPONENT_TILE, ROW_PADDING, Tile, granule_of
+from streamgmm.kernels.fused.configs import COMPONENT_TILE, ROW_PADDING, Tile, granule_of, stride_of
 from streamgmm.kernels.fused.parameters import FusedParameters
+from streamgmm.kernels.kept import KeptRows
 from streamgmm.statistics import Statistics
 
 # Where |lse| is larger, rounding the logits to fp32 moves responsibilities by more than a per cent. The density of
@@ -217,13 +219,21 @@ class Redone:
     rows: WorkingRows | Tensor
 
 
-def normalise(rows: Tensor, form: Form, maxima: bool) -> tuple[WorkingRows, Flags]:
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Launches go to this device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def normalise(rows: Tensor | KeptRows, form: Form, maxima: bool) -> tuple[WorkingRows, Flags]:
     """Rows with their log-sum-exp, and which granules want a wider form. Nothing is waited for."""
     parameters = form.parameters
     n, granule = len(rows), granule_of(parameters.problem)
     n_padded = -(-n // ROW_PADDING) * ROW_PADDING
     flags = torch.zeros(-(-n // granule), dtype=torch.int32, device=rows.device)
-    x, norms = form.convert(rows.contiguous(), n_padded, flags)
+    if isinstance(rows, KeptRows):
+        x, norms = rows.padded(n_padded, stride_of(parameters.problem.n_features), granule, flags)
+    else:
+        x, norms = form.convert(rows.contiguous(), n_padded, flags)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=rows.device)
