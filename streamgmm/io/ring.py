@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -276,6 +276,7 @@ class Ring:
     def _begin(self, span: Span, checked: bool, free: deque[Tensor]) -> _Reading | None:
         """Begin to read a span, or find it where it lies; None where that takes a slot and none is free."""
         rows, pieces, slot, place = self._rows_in_memory(span), list[Future[None]](), None, None
+        held = kept = False
         if rows is None or self._device.type == "cuda":
             place = self._on_device.place(span, self._kept_size(span))
         if place is not None and self._on_device.holds(span):
@@ -284,22 +285,23 @@ class Ring:
                 return _Reading(span, None, there, [], None, resident=True)
             place = None  # what checksums are wanted of is read anew; the place may be in use
         if rows is None:
-            kept = self._on_host.place(span, self._size(span)) if place is None else None
-            if kept is None and not free:
+            room = self._on_host.place(span, self._size(span)) if place is None else None
+            if room is None and not free:
                 return None
-            if kept is None:
+            if room is None:
                 slot = free.popleft()
                 rows = slot[: span.rows]
             else:
-                rows = self._typed(kept)
-            if kept is None or not self._on_host.holds(span):
+                rows, held = self._typed(room), self._on_host.holds(span)
+                kept = not held
+            if not held:
                 pieces = self._submit(span, as_rows(rows))
         # Queued behind the pieces that it waits for, so it never holds the thread they need.
         wanted = checked or (self._recheck and bool(pieces))
         units = self._readers.submit(_units_of, pieces, as_rows(rows)) if wanted else None
-        if place is None or self._narrowing is not None:
-            return _Reading(span, slot, rows, pieces, units, narrow=place)
-        return _Reading(span, slot, rows, pieces, units, place=self._typed(place))
+        narrow = None if self._narrowing is None else place
+        stays = None if place is None or narrow is not None else self._typed(place)
+        return _Reading(span, slot, rows, pieces, units, place=stays, narrow=narrow, held=held, kept=kept)
 
     def _chunk(self, staged: _Staged) -> Chunk:
         item = staged.item
@@ -375,10 +377,11 @@ class Ring:
                 self._words.append(word)
 
     def _finish(self, pieces: list[Future[None]], first_row: int) -> None:
-        begun, pending = time.perf_counter(), set(pieces)
-        while pending:
-            finished, pending = wait(pending, self._stall_seconds, FIRST_COMPLETED)
-            if not finished:
+        begun, left = time.perf_counter(), sum(not piece.done() for piece in pieces)
+        # For all of them: to be woken by each would take time from the threads that read.
+        while unfinished := wait(pieces, self._stall_seconds).not_done:
+            stalled, left = len(unfinished) == left, len(unfinished)
+            if stalled:
                 seconds = time.perf_counter() - begun
                 self._notify(
                     f"{self._source.locate(first_row)} and those after it: no read has finished for "
@@ -395,10 +398,11 @@ class Ring:
         """Wait until a span is read; raises what its reading raised."""
         self._finish(item.pieces, item.span.start)
         traffic = self.traffic
-        if self._on_host.holds(item.span):
+        if item.held:
             self._count_resident(item)
             return
-        self._on_host.hold(item.span)
+        if item.kept:
+            self._on_host.hold(item.span)
         traffic.rows += item.span.rows
         traffic.bytes_read += item.rows.nbytes
 
@@ -465,7 +469,7 @@ class _Reading:
     """A span on its way: its rows on the host, or, where ``resident``, on the device.
 
     ``slot`` is to be freed after use; ``place`` is where the rows will stay on the device, and ``narrow`` where they
-    will in a narrower form.
+    will in a narrower form. The host's tier has ``held`` them, or they are read to be ``kept`` there.
     """
 
     span: Span
@@ -476,6 +480,8 @@ class _Reading:
     place: Tensor | None = None
     narrow: Tensor | None = None
     resident: bool = False
+    held: bool = False
+    kept: bool = False
 
     def done(self) -> bool:
         return all(piece.done() for piece in self.pieces)

@@ -140,10 +140,13 @@ def test_stored_types_cross_unchanged(dtype, in_memory, device, tmp_path):
     host=st.sampled_from([0, 100_000, 1 << 20, 1 << 30]),
     on_device=st.sampled_from([0, 50_000, 1 << 20, 1 << 30]),
     checked=st.sampled_from([0, 10_000, 300_000]),
+    piece=st.sampled_from([1 << 23, 100_000, 7_777]),
+    granule=st.sampled_from([1, 1000, 2048]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_tiers_of_a_gpu_change_no_row(fake_gpu, n, power, host, on_device, checked):
-    spans, source = plan_chunks(n, 1 << power), FakeSource(n)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tiers_of_a_gpu_change_no_row(fake_gpu, monkeypatch, n, power, host, on_device, checked, piece, granule):
+    monkeypatch.setattr("streamgmm.io.ring._PIECE_BYTES", piece)
+    spans, source = plan_chunks(n, 1 << power), FakeSource(n, granule=granule)
     with Ring(source, 1 << power, torch.device("cpu"), 2) as ring:
         fake_gpu(ring, host, on_device)
         for turn in range(3):
@@ -259,6 +262,23 @@ def test_no_memory_for_narrow_rows_is_no_failure(fake_gpu):
         ring.keep_as(Hungry())
         rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(spans * 2)])
     assert torch.equal(rows[:, 2], torch.arange(n, dtype=torch.float32).repeat(2))
+
+
+def test_what_was_not_read_into_its_place_is_not_taken_from_there(fake_gpu):
+    """A place in host memory whose reading was given up, and rows that then went another way."""
+    n, spans = 16_384, plan_chunks(16_384, 4096)
+    with Ring(FakeSource(n), 4096, torch.device("cpu"), 1) as ring:
+        fake_gpu(ring, 1 << 20, 0)
+        for span in spans:
+            ring._on_host.place(span, span.rows * 12).fill_(7)
+        ring._on_device = Tier(1 << 20, lambda size: torch.empty(size, dtype=torch.uint8), exact=True)
+        ring.keep_as(FirstColumn())
+        for _ in ring.stream(spans):
+            pass
+        ring._on_device = Tier(0, lambda size: torch.empty(size, dtype=torch.uint8), exact=True)
+        ring.keep_as(None)
+        rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(spans)])
+    assert torch.equal(rows[:, 1], torch.arange(n, dtype=torch.float32))
 
 
 def test_leaving_a_gpu_stream_early_and_beginning_again(fake_gpu):
