@@ -118,6 +118,8 @@ class TorchLinks:
         from torch.distributed.distributed_c10d import PrefixStore
 
         self._dist, self._size, self._check = dist, size, check
+        # Who loses another process is told in one line; NCCL's monitor would add its own, and stack traces.
+        os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
         on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",

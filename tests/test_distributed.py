@@ -439,7 +439,7 @@ def test_a_process_that_gets_a_signal_ends_the_run_and_others_resume_it(how, sta
         others = {process.returncode for process in (ranks[0], *ranks[2:])}
         assert others == {status}
         assert ranks[1].returncode == (-9 if killed else status)
-    assert len(told) == 1, told
+    assert len(told) == 1, "\n".join(told)
     assert ("lost touch with another process" if killed else "stopped by SIGTERM; run the same") in told[0]
     loaded, _ = newest(run / "checkpoints", torch.device("cpu"), print)
     assert loaded is not None

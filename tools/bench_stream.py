@@ -6,7 +6,8 @@
 Writes uncompressed Zarr v3 shard sets (with and without a CRC-32C) into FOLDER, removes them afterwards, and measures
 
 * disk → memory, from the page cache: our extents, a plain ``for chunk in zarr`` loop, zarr with ``out=``, zarrs, and
-  the ceiling, ``preadv`` of the same bytes by 1 and 8 threads; the first four also by core-second, which other
+  the ceiling, ``preadv`` of the same bytes by 1 and 8 threads into a few MiB, which caches hold, and into as much memory
+  as the ring's slots on a CUDA device; the first four also by core-second, which other
   processes disturb less;
 * disk → memory past the cache: our O_DIRECT path beside O_DIRECT reads of the same files;
 * on a CUDA device: the copy of pinned memory, `Ring.stream` from pinned memory, page cache and disk to the device, a
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,9 +48,9 @@ from zarr.core.buffer.cpu import NDBuffer, buffer_prototype
 
 from streamgmm.estep import bind, e_step
 from streamgmm.io.ceilings import cache_rate, pinned_rate, sample_extents, storage_rate
-from streamgmm.io.plan import plan_chunks, round_chunk_rows
+from streamgmm.io.plan import Extent, plan_chunks, round_chunk_rows
 from streamgmm.io.readers import reader_threads
-from streamgmm.io.ring import Ring
+from streamgmm.io.ring import SLOTS, Ring
 from streamgmm.io.sources import open_source
 
 CHUNK_BYTES = 64 << 20
@@ -193,7 +194,13 @@ def cached_readers(
     extents = sample_extents(open_source(layout.path))
     for count in (1, 8):
         measured[f"preadv, {count} threads"] = lambda count=count: cache_rate(extents, count, 1.0, layout.size)
+    measured["preadv, 8 threads, into as much as three chunks"] = lambda: into_chunks(extents, layout)
     return measured
+
+
+def into_chunks(extents: Sequence[Extent], layout: Layout) -> float:
+    """Bytes a second that 8 threads read into as much memory as the ring's slots take on a CUDA device."""
+    return cache_rate(extents, 8, 1.0, layout.size, into=SLOTS * GPU_CHUNK_BYTES // 8)
 
 
 def direct_readers(layout: Layout, threads: int) -> dict[str, Callable[[], float]]:
@@ -247,7 +254,10 @@ def device_readers(layout: Layout, threads: int, gigabytes: float) -> dict[str, 
     return {
         "pinned copy": lambda: pinned_rate(device, 1.0),
         "ring from pinned memory": lambda: through(pinned, 4),
-        "ring from page cache": lambda: through(layout.path),
+        "ring from page cache": lambda: through(layout.path, max(1, _STEADY_BYTES // layout.size)),
+        "preadv, 8 threads, into as much as three chunks": lambda: into_chunks(
+            sample_extents(open_source(layout.path)), layout
+        ),
         "zarr loop": loop,
         "ring from disk, O_DIRECT": lambda: through(layout.path, host_memory=0),
         "ring, kept in pinned memory": lambda: through(layout.path, host_memory=layout.size * 3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from math import inf
 from threading import Lock
 
@@ -40,11 +41,17 @@ def storage_rate(extents: Sequence[Extent], threads: int, seconds: float) -> flo
     return None if refused else rate
 
 
-def cache_rate(extents: Sequence[Extent], threads: int, seconds: float, limit: int = SAMPLE_BYTES) -> float:
-    """Bytes a second of ``preadv`` of the first ``limit`` bytes of extents, brought to the page cache before."""
+def cache_rate(
+    extents: Sequence[Extent], threads: int, seconds: float, limit: int = SAMPLE_BYTES, into: int = PIECE_BYTES
+) -> float:
+    """Bytes a second of ``preadv`` of the first ``limit`` bytes of extents, brought to the page cache before.
+
+    Each thread fills the same ``into`` bytes again and again: few stay in the processor's cache, and what is written
+    there need not reach memory.
+    """
     some = list(_first_bytes(extents, limit))
     _rate(some, read_extent, threads, inf, repeat=False)
-    return _rate(some, read_extent, threads, seconds, repeat=True)
+    return _rate(some, read_extent, threads, seconds, repeat=True, into=into)
 
 
 def copy_rate(seconds: float) -> float:
@@ -113,13 +120,14 @@ def _rate(
     seconds: float,
     *,
     repeat: bool,
+    into: int = PIECE_BYTES,
 ) -> float:
     """Bytes a second that ``threads`` read of ``extents`` in pieces, until those or the seconds are spent."""
     pieces, lock = _pieces(extents, repeat=repeat), Lock()
     begun = time.perf_counter()
 
     def work() -> int:
-        out: np.ndarray = np.empty(PIECE_BYTES, np.uint8)
+        places = cycle(np.empty((into // PIECE_BYTES, PIECE_BYTES), np.uint8))
         total = 0
         # At least one piece: on a busy machine the time may be over before a thread has begun.
         while not total or time.perf_counter() - begun < seconds:
@@ -127,7 +135,7 @@ def _rate(
                 piece = next(pieces, None)
             if piece is None:
                 break
-            read(piece, out[: piece.length])
+            read(piece, next(places)[: piece.length])
             total += piece.length
         return total
 
