@@ -6,9 +6,8 @@
 Writes uncompressed Zarr v3 shard sets (with and without a CRC-32C) into FOLDER, removes them afterwards, and measures
 
 * disk → memory, from the page cache: our extents, a plain ``for chunk in zarr`` loop, zarr with ``out=``, zarrs, and
-  the ceiling, ``preadv`` of the same bytes by 1 and 8 threads into a few MiB, which caches hold, and into as much memory
-  as the ring's slots on a CUDA device; the first four also by core-second, which other
-  processes disturb less;
+  the ceiling, ``preadv`` of the same bytes by 1 and 8 threads into a few MiB, which caches hold, and into as much as
+  the ring's slots on a CUDA device; the first four also by core-second, which other processes disturb less;
 * disk → memory past the cache: our O_DIRECT path beside O_DIRECT reads of the same files;
 * on a CUDA device: the copy of pinned memory, `Ring.stream` from pinned memory, page cache and disk to the device, a
   plain ``for chunk in zarr`` loop to it, and later passes over data half again as large as the device's budget;
