@@ -98,6 +98,7 @@ def overlaps_products(problem: Problem, architecture: str) -> bool:
     return known and stride_of(problem.n_features) == 128 and gluon_available()
 
 
+@cache
 def launches_of(problem: Problem, precision: str, architecture: str) -> Launches:
     """Tiles for a problem; ``precision`` is ``medium`` (fp16) or ``high`` (fp16 planes)."""
     stride = stride_of(problem.n_features)

@@ -12,6 +12,8 @@ here must keep that. The sum of the exponentials is in another order, which move
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -51,12 +53,15 @@ def log_sum_exp(working: WorkingRows, theta: Coefficients) -> None:
 
 def _blocks(values: Tensor, length: int) -> TensorDescriptor:
     """``length`` rows of an fp16 matrix as TMA and products want them, or ``length`` numbers of an fp32 vector."""
-    shape = [length, *values.shape[1:]]
-    if values.ndim == 1:
-        layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
-    else:
-        layout = gl.NVMMASharedLayout.get_default_for(shape, gl.float16)
-    return TensorDescriptor.from_tensor(values, shape, layout)
+    shape = (length, *values.shape[1:])
+    return TensorDescriptor.from_tensor(values, list(shape), _layout(shape))
+
+
+@cache
+def _layout(shape: tuple[int, ...]) -> gl.NVMMASharedLayout:
+    if len(shape) == 1:
+        return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=1)
+    return gl.NVMMASharedLayout.get_default_for(list(shape), gl.float16)
 
 
 @gluon.jit

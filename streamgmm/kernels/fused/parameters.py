@@ -70,7 +70,7 @@ class FusedParameters:
     architecture: str
     hard: bool
 
-    @property
+    @cached_property
     def problem(self) -> Problem:
         m = self.mixture
         return Problem(m.n_components, m.n_features, m.covariance_type)
