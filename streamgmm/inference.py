@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamgmm.arriving import Arriving
 from streamgmm.device import compute_workers
 from streamgmm.errors import NumericalError, RequestError
 from streamgmm.exact import exact_sum
@@ -21,7 +22,6 @@ from streamgmm.io.readers import reader_threads
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import Kernel, Problem, TopComponents, select_kernel
-from streamgmm.kernels.arriving import Arriving
 from streamgmm.kernels.tiled import TiledKernel, TiledParameters, normalise
 from streamgmm.memory import Wishes, plan_inference
 from streamgmm.mixture import Float64Array, Mixture

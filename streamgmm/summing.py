@@ -36,7 +36,9 @@ def add_chunk(
         weights = None if given is None else torch.from_numpy(given).to(rows.device)
         for mixture, sums in zip(bound, opened.sums, strict=True):
             e_step(rows, mixture, sums, weights)
-        state, checksum, comparing = _checked(state, span, opened.checksum, chunk.units, training.source)
+        # After the sums were asked for: a device is at work on them while the checksums are waited for.
+        units = None if chunk.units is None else chunk.units()
+        state, checksum, comparing = _checked(state, span, opened.checksum, units, training.source)
         skipped += opened.skipped
         opened = replace(opened, cursor=span.stop, checksum=checksum, skipped=skipped, comparing=comparing)
         others = (other for other in state.opened if other.segment != span.segment)

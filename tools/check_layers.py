@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "streamgmm"
 LAYERS = [
     ["errors", "_version", "exact", "units", "parallel", "storage"],
     ["transforms"],
-    ["device", "mixture", "statistics", "frame"],
+    ["arriving", "device", "mixture", "statistics", "frame"],
     ["cost", "io"],
     ["kernels", "passes"],
     ["estep", "mstep", "weighting"],

@@ -15,10 +15,10 @@ from streamgmm.ann.nearest import Centroids, explain, finder, search_of, stream_
 from streamgmm.ann.policies import Policy, lists_of
 from streamgmm.ann.quantizer import Quantizer
 from streamgmm.ann.tiling import fused
+from streamgmm.arriving import Arriving
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.plan import Span
 from streamgmm.io.sources.base import Source
-from streamgmm.kernels.arriving import Arriving
 
 if TYPE_CHECKING:
     from streamgmm.kernels.neighbours.search import Choice

@@ -66,8 +66,8 @@ class Chunk:
     span : Span
     rows : tensor
         (n, D) of the stored type; where there is ``stored``, the bytes that `Ring.keep_as`'s form left of them.
-    units : bytes or None
-        Their `integrity.unit_checksums`, where they were asked for.
+    units : callable or None
+        Gives their `integrity.unit_checksums`, where they were asked for; waits for them, should they be on their way.
     stored : callable or None
         Reads the rows from ``first`` to before ``last`` of the chunk, multiples of 256 or its end, from the source:
         (last − first, D) of the stored type, on the device. Raises DataError where they have changed.
@@ -75,7 +75,7 @@ class Chunk:
 
     span: Span
     rows: Tensor
-    units: bytes | None
+    units: Callable[[], bytes] | None
     stored: Callable[[int, int], Tensor] | None = None
 
 
@@ -183,7 +183,7 @@ class Ring:
                 item = reading[0]
                 self._wait(item)
                 reading.popleft()
-                yield Chunk(item.span, item.rows, item.checksums())
+                yield Chunk(item.span, item.rows, None if item.units is None else item.units.result)
                 if item.slot is not None:
                     free.append(item.slot)
         finally:
@@ -199,11 +199,10 @@ class Ring:
         copying, staged = deque[_Copying](), deque[_Staged]()
 
         def reclaim(*, wait: bool) -> None:
-            """Free the slots that were copied, and read for their checksums; ``wait`` for the first."""
-            while copying and (wait or (copying[0].copied.query() and copying[0].item.checked())):
+            """Free the slots that were copied; ``wait`` for the first."""
+            while copying and (wait or copying[0].copied.query()):
                 done = copying.popleft()
                 done.copied.synchronize()
-                done.item.checksums()
                 self.traffic.seconds_copying += done.seconds()
                 if done.item.slot is not None:
                     free.append(done.item.slot)
@@ -253,9 +252,10 @@ class Ring:
                 current = staged.popleft()
                 if current.copied is not None:
                     compute.wait_event(current.copied)
-                yield self._chunk(current)
+                chunk = self._chunk(current)
+                yield chunk
                 if current.item.narrow is not None:
-                    self._narrow(current.item, current.rows)
+                    self._narrow(chunk, current.item.narrow)
                 if current.buffer is not None:
                     released = torch.cuda.Event()
                     released.record(compute)
@@ -297,29 +297,29 @@ class Ring:
             if not held:
                 pieces = self._submit(span, as_rows(rows))
         # Queued behind the pieces that it waits for, so it never holds the thread they need.
-        wanted = checked or (self._recheck and bool(pieces))
-        units = self._readers.submit(_units_of, pieces, as_rows(rows)) if wanted else None
+        checked |= self._recheck and bool(pieces)
+        on_gpu = self._device.type == "cuda"
+        units = self._readers.submit(_units_of, pieces, as_rows(rows)) if checked and not on_gpu else None
         narrow = None if self._narrowing is None else place
         stays = None if place is None or narrow is not None else self._typed(place)
-        return _Reading(span, slot, rows, pieces, units, place=stays, narrow=narrow, held=held, kept=kept)
+        return _Reading(span, slot, rows, pieces, units, checked, place=stays, narrow=narrow, held=held, kept=kept)
 
     def _chunk(self, staged: _Staged) -> Chunk:
         item = staged.item
         narrow = item.resident and self._narrowing is not None
         self._rows_narrow += item.span.rows * narrow
         stored = partial(self._read_again, item.span) if narrow else None
-        return Chunk(item.span, staged.rows, item.checksums(), stored)
+        return Chunk(item.span, staged.rows, _units_on_device(staged.rows) if item.checked else None, stored)
 
-    def _narrow(self, item: _Reading, rows: Tensor) -> None:
+    def _narrow(self, chunk: Chunk, place: Tensor) -> None:
         """Keep a chunk that was used in its narrower form, in the order of the stream that used it."""
         assert self._narrowing is not None
-        assert item.narrow is not None
         with suppress(torch.OutOfMemoryError):  # it is read the next time
-            if not self._on_device.holds(item.span):
-                self._narrowing.narrow(rows, item.narrow)
-                self._on_device.hold(item.span)
-                if (units := item.checksums()) is not None:
-                    self._units_of_narrow[item.span] = units
+            if not self._on_device.holds(chunk.span):
+                self._narrowing.narrow(chunk.rows, place)
+                self._on_device.hold(chunk.span)
+                if chunk.units is not None:
+                    self._units_of_narrow[chunk.span] = chunk.units()
 
     def _read_again(self, span: Span, first: int, last: int) -> Tensor:
         """As `Chunk.stored`; of a chunk that stays narrow."""
@@ -468,8 +468,9 @@ class Ring:
 class _Reading:
     """A span on its way: its rows on the host, or, where ``resident``, on the device.
 
-    ``slot`` is to be freed after use; ``place`` is where the rows will stay on the device, and ``narrow`` where they
-    will in a narrower form. The host's tier has ``held`` them, or they are read to be ``kept`` there.
+    Checksums are wanted of them where ``checked``; on a CPU these are the ``units``. ``slot`` is to be freed after use;
+    ``place`` is where the rows will stay on the device, and ``narrow`` where they will in a narrower form. The host's
+    tier has ``held`` them, or they are read to be ``kept`` there.
     """
 
     span: Span
@@ -477,6 +478,7 @@ class _Reading:
     rows: Tensor
     pieces: list[Future[None]]
     units: Future[bytes] | None
+    checked: bool = False
     place: Tensor | None = None
     narrow: Tensor | None = None
     resident: bool = False
@@ -485,12 +487,6 @@ class _Reading:
 
     def done(self) -> bool:
         return all(piece.done() for piece in self.pieces)
-
-    def checked(self) -> bool:
-        return self.units is None or self.units.done()
-
-    def checksums(self) -> bytes | None:
-        return None if self.units is None else self.units.result()
 
 
 _Buffer: TypeAlias = tuple[Tensor, torch.cuda.Event]
@@ -555,6 +551,14 @@ def _slot(source: Source, rows: int, *, pinned: bool) -> Tensor:
         return torch.empty((n, d), dtype=dtype)
     needed = n * d * dtype.itemsize
     return _pinned(1 << (needed - 1).bit_length())[:needed].view(dtype).view(n, d)
+
+
+def _units_on_device(rows: Tensor) -> Callable[[], bytes]:
+    if not rows.is_cuda:
+        return partial(unit_checksums, as_rows(rows))
+    from streamgmm.io.device_checksums import device_unit_checksums  # Triton, which only a GPU needs
+
+    return device_unit_checksums(rows)
 
 
 def _pinned(size: int) -> Tensor:

@@ -18,9 +18,9 @@ import torch
 import triton
 from torch import Tensor
 
+from streamgmm.arriving import Arriving
 from streamgmm.frame import Frame
 from streamgmm.kernels import Problem, TopComponents
-from streamgmm.kernels.arriving import Arriving
 from streamgmm.kernels.fused import full as device_code
 from streamgmm.kernels.fused.configs import architecture_of, stride_of
 from streamgmm.kernels.fused.full_parameters import (

@@ -15,8 +15,8 @@ import torch
 import triton
 from torch import Tensor
 
+from streamgmm.arriving import Arriving
 from streamgmm.kernels import Problem
-from streamgmm.kernels.arriving import Arriving
 from streamgmm.kernels.fused import rows as row_code
 from streamgmm.kernels.fused.configs import COMPONENT_TILE, ROW_PADDING, Tile, granule_of, stride_of
 from streamgmm.kernels.fused.parameters import FusedParameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamgmm.kernels.arriving import Arriving
+from streamgmm.arriving import Arriving
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
