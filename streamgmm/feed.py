@@ -55,6 +55,7 @@ class Feed:
         after = None if self._as_stored else narrowing
         if (before is None) == (after is None):
             return
+        assert self._chunks_left == len(cut_spans(self._left, self.chunk_rows)), "the step has begun"
         self._stop()
         self._narrowing = after
         self.ring.keep_as(after)

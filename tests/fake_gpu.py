@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from streamgmm.io.on_device import OnDevice
 from streamgmm.io.residency import Tier
 from streamgmm.io.ring import Ring
 
@@ -50,7 +51,7 @@ def fake_gpu(monkeypatch):
         ring._device = SimpleNamespace(type="cuda")
         ring._buffers = [torch.empty_like(ring._slots[0]) for _ in range(2)]
         ring._on_host = Tier(host, lambda size: torch.empty(size, dtype=torch.uint8))
-        ring._on_device = Tier(device, lambda size: torch.empty(size, dtype=torch.uint8), exact=True)
+        ring._on_device = OnDevice(Tier(device, lambda size: torch.empty(size, dtype=torch.uint8), exact=True))
         return ring
 
     return disguise

@@ -16,11 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from threading import Lock
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -28,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import as_rows, as_tensor
-from streamgmm.io.integrity import UNIT_BYTES, UNIT_ROWS, unit_checksums
+from streamgmm.io.integrity import unit_checksums
+from streamgmm.io.on_device import OnDevice
 from streamgmm.io.plan import Span
-from streamgmm.io.readers import Readers
+from streamgmm.io.reading import SpanReader
 from streamgmm.io.residency import Narrowing, Tier, cached_rows
 from streamgmm.io.sources.base import Rows, Source
 from streamgmm.io.traffic import Traffic
@@ -47,12 +44,6 @@ STALL_SECONDS = 30.0
 
 PATIENCE_SECONDS = 5.0
 """How long the end waits for reads in flight before it leaves them behind."""
-
-_PIECE_BYTES = 8 << 20
-"""Smaller pieces wait for each other: a thread's turn costs as much as reading a part of this from the page cache."""
-
-_MOST_READ_AGAIN = 1 / 8
-"""Reading more than this share of narrow rows again, one piece after the other, costs more than keeping them saves."""
 
 _Planned: TypeAlias = tuple[Span, bool]
 
@@ -123,40 +114,41 @@ class Ring:
     ) -> None:
         self._source = source
         self._device = device
-        self._threads = threads
         self._recheck = recheck and source.view(0, 1) is None
-        self._readers = Readers(threads)
         self._notify = notify or (lambda text: None)
-        self._stall_seconds = stall_seconds
-        self._lock = Lock()
-        self._words: list[str] = []
-        self._told = False
-        self.traffic = Traffic()
         on_gpu = device.type == "cuda"
         rows = min(chunk_rows, source.shape[0])
         self._slots = [_slot(source, rows, pinned=on_gpu) for _ in range(SLOTS)]
         self._buffers = [torch.empty_like(self._slots[0], device=device) for _ in range(DEVICE_BUFFERS * on_gpu)]
-        self._on_device = Tier(device_memory if on_gpu else 0, self._device_block, exact=True)
-        self._narrowing: Narrowing | None = None
-        self._units_of_narrow = dict[Span, bytes]()
-        self._rows_narrow = self._rows_again = 0
+        self._on_device = OnDevice(Tier(device_memory if on_gpu else 0, self._device_block, exact=True))
         resident = host_memory is not None and (on_gpu or source.read_path in ("decode", "objects"))
         budget = max(0, (host_memory or 0) - sum(slot.untyped_storage().nbytes() for slot in self._slots))
         self._on_host = Tier(budget if resident else 0, _pinned if on_gpu else _pageable)
-        self._cached_rows = cached_rows(source, host_memory, resident=resident)
+        cached = cached_rows(source, host_memory, resident=resident)
+        self._reader = SpanReader(source, threads, cached, self._notify, stall_seconds)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was moved; one that was given counts on."""
+        return self._reader.traffic
+
+    @traffic.setter
+    def traffic(self, traffic: Traffic) -> None:
+        self._reader.traffic = traffic
 
     def keep_as(self, narrowing: Narrowing | None) -> None:
         """Keep rows on the device in this form from now on; None: as they are stored, as in the beginning.
 
         What was kept before is dropped. To be called while nothing is streamed.
         """
-        self._narrowing, self._on_device = narrowing, self._on_device.emptied()
-        self._units_of_narrow.clear()
+        self._on_device.keep_as(narrowing)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # blocks of another size do not fit, and would be held beside the new ones
 
     @property
     def narrowing_pays(self) -> bool:
         """Whether few enough of the narrow rows had to be read again as they are stored."""
-        return self._rows_again <= _MOST_READ_AGAIN * self._rows_narrow
+        return self._on_device.narrowing_pays
 
     def stream(self, spans: Iterable[Span], checked_rows: int = 0) -> Generator[Chunk]:
         """Chunks of ``spans``, in order, the first ``checked_rows`` rows with checksums.
@@ -255,7 +247,7 @@ class Ring:
                 chunk = self._chunk(current)
                 yield chunk
                 if current.item.narrow is not None:
-                    self._narrow(chunk, current.item.narrow)
+                    self._on_device.narrow(chunk.span, chunk.rows, current.item.narrow, chunk.units)
                 if current.buffer is not None:
                     released = torch.cuda.Event()
                     released.record(compute)
@@ -278,10 +270,10 @@ class Ring:
         rows, pieces, slot, place = self._rows_in_memory(span), list[Future[None]](), None, None
         held = kept = False
         if rows is None or self._device.type == "cuda":
-            place = self._on_device.place(span, self._kept_size(span))
+            place = self._on_device.place(span, self._size(span))
         if place is not None and self._on_device.holds(span):
             if not checked:
-                there = self._typed(place) if self._narrowing is None else place
+                there = self._typed(place) if self._on_device.narrowing is None else place
                 return _Reading(span, None, there, [], None, resident=True)
             place = None  # what checksums are wanted of is read anew; the place may be in use
         if rows is None:
@@ -295,48 +287,30 @@ class Ring:
                 rows, held = self._typed(room), self._on_host.holds(span)
                 kept = not held
             if not held:
-                pieces = self._submit(span, as_rows(rows))
+                pieces = self._reader.begin(span, as_rows(rows))
         # Queued behind the pieces that it waits for, so it never holds the thread they need.
         checked |= self._recheck and bool(pieces)
         on_gpu = self._device.type == "cuda"
-        units = self._readers.submit(_units_of, pieces, as_rows(rows)) if checked and not on_gpu else None
-        narrow = None if self._narrowing is None else place
+        units = self._reader.submit(_units_of, pieces, as_rows(rows)) if checked and not on_gpu else None
+        narrow = None if self._on_device.narrowing is None else place
         stays = None if place is None or narrow is not None else self._typed(place)
         return _Reading(span, slot, rows, pieces, units, checked, place=stays, narrow=narrow, held=held, kept=kept)
 
     def _chunk(self, staged: _Staged) -> Chunk:
-        item = staged.item
-        narrow = item.resident and self._narrowing is not None
-        self._rows_narrow += item.span.rows * narrow
-        stored = partial(self._read_again, item.span) if narrow else None
+        item, stored = staged.item, None
+        if item.resident and self._on_device.narrowing is not None:
+            self._on_device.handed_out(item.span)
+            stored = partial(self._read_again, item.span)
         return Chunk(item.span, staged.rows, _units_on_device(staged.rows) if item.checked else None, stored)
-
-    def _narrow(self, chunk: Chunk, place: Tensor) -> None:
-        """Keep a chunk that was used in its narrower form, in the order of the stream that used it."""
-        assert self._narrowing is not None
-        with suppress(torch.OutOfMemoryError):  # it is read the next time
-            if not self._on_device.holds(chunk.span):
-                self._narrowing.narrow(chunk.rows, place)
-                self._on_device.hold(chunk.span)
-                if chunk.units is not None:
-                    self._units_of_narrow[chunk.span] = chunk.units()
 
     def _read_again(self, span: Span, first: int, last: int) -> Tensor:
         """As `Chunk.stored`; of a chunk that stays narrow."""
         start, stop = span.start + first, span.start + last
         rows = torch.empty((last - first, self._source.shape[1]), dtype=self._slots[0].dtype)
-        self._finish(self._submit(Span(start, stop, span.segment), as_rows(rows)), start)
-        units = self._units_of_narrow.get(span)
-        if units is not None:
-            here, there = (-(-row // UNIT_ROWS) * UNIT_BYTES for row in (first, last))
-            if unit_checksums(as_rows(rows)) != units[here:there]:
-                raise DataError(
-                    f"{self._source.name}: changed since it was last read, between {self._source.locate(start)} and "
-                    f"{self._source.locate(stop - 1)}; restore it, or start over with --fresh"
-                )
+        self._reader.finish(self._reader.begin(Span(start, stop, span.segment), as_rows(rows)), start)
+        self._on_device.read_again(span, first, rows, self._source)
         self.traffic.bytes_read += rows.nbytes
         self.traffic.bytes_copied += rows.nbytes
-        self._rows_again += len(rows)
         return rows.to(self._buffers[0].device)
 
     def _rows_in_memory(self, span: Span) -> Tensor | None:
@@ -347,56 +321,9 @@ class Ring:
         rows = as_tensor(there)
         return rows if self._device.type == "cpu" or rows.is_pinned() else None
 
-    def _submit(self, span: Span, out: Rows) -> list[Future[None]]:
-        """Read a span in pieces, one a thread where they are large enough, cut where storage likes it."""
-        granule = self._source.read_granule
-        least = max(1, _PIECE_BYTES // max(1, out.nbytes // len(out)))
-        rows = -(-max(least, -(-len(out) // self._threads)) // granule) * granule
-        first = span.start - span.start % granule
-        cuts = [max(start, span.start) for start in range(first, span.stop, rows)] + [span.stop]
-        cached = span.stop <= self._cached_rows
-        return [
-            self._readers.submit(self._read, start, stop, out[start - span.start : stop - span.start], cached)
-            for start, stop in pairwise(cuts)
-        ]
-
-    def _read(self, start: int, stop: int, out: Rows, cached: bool) -> None:
-        """What a reader thread does: rows [start, stop) into ``out``, and the count of it."""
-        begun, computing, word = time.perf_counter(), time.thread_time(), None
-        if cached:
-            self._source.read_into(start, stop, out)
-        else:
-            word = self._source.read_uncached(start, stop, out)
-        with self._lock:
-            traffic = self.traffic
-            traffic.seconds_reading += time.perf_counter() - begun
-            traffic.seconds_decoding += time.thread_time() - computing
-            traffic.bytes_decoded += out.nbytes * (self._source.read_path == "decode")
-            traffic.bytes_uncached += out.nbytes * (not cached and word is None)
-            if word is not None:
-                self._words.append(word)
-
-    def _finish(self, pieces: list[Future[None]], first_row: int) -> None:
-        begun, left = time.perf_counter(), sum(not piece.done() for piece in pieces)
-        # For all of them: to be woken by each would take time from the threads that read.
-        while unfinished := wait(pieces, self._stall_seconds).not_done:
-            stalled, left = len(unfinished) == left, len(unfinished)
-            if stalled:
-                seconds = time.perf_counter() - begun
-                self._notify(
-                    f"{self._source.locate(first_row)} and those after it: no read has finished for "
-                    f"{seconds:.0f} s; still waiting, check the disk or the network"
-                )
-        for piece in pieces:
-            piece.result()
-        if self._words and not self._told:
-            self._told = True
-            self._notify(self._words[0])
-        self.traffic.seconds_waiting += time.perf_counter() - begun
-
     def _wait(self, item: _Reading) -> None:
         """Wait until a span is read; raises what its reading raised."""
-        self._finish(item.pieces, item.span.start)
+        self._reader.finish(item.pieces, item.span.start)
         traffic = self.traffic
         if item.held:
             self._count_resident(item)
@@ -431,10 +358,6 @@ class Ring:
     def _size(self, span: Span) -> int:
         return span.rows * self._source.shape[1] * self._source.dtype.itemsize
 
-    def _kept_size(self, span: Span) -> int:
-        """Bytes that it takes to keep a span on the device."""
-        return self._size(span) if self._narrowing is None else self._narrowing.size(span.rows)
-
     def _typed(self, memory: Tensor) -> Tensor:
         """Bytes as rows of the stored type."""
         return memory.view(self._slots[0].dtype).view(-1, self._source.shape[1])
@@ -449,11 +372,11 @@ class Ring:
         """Stop the reader threads and let go of all memory; a thread that hangs in a read is left behind, and the
         process may end without it.
         """
-        if not self._readers.close(PATIENCE_SECONDS):
+        if not self._reader.close(PATIENCE_SECONDS):
             self._notify(f"{self._source.name}: a read has not ended and is left behind; check the disk or the network")
         # Whoever still holds the ring, for its figures, holds no memory with it.
         self._slots, self._buffers = [], []
-        self._on_device, self._on_host = Tier(0, self._device_block), Tier(0, _pageable)
+        self._on_device, self._on_host = OnDevice(Tier(0, self._device_block)), Tier(0, _pageable)
 
     def __enter__(self) -> Ring:
         return self

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import as_rows
 from streamgmm.io.integrity import unit_checksums
+from streamgmm.io.on_device import OnDevice
 from streamgmm.io.plan import Span, plan_chunks
 from streamgmm.io.residency import Tier
 from streamgmm.io.ring import SLOTS, Ring
@@ -145,7 +146,7 @@ def test_stored_types_cross_unchanged(dtype, in_memory, device, tmp_path):
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_tiers_of_a_gpu_change_no_row(fake_gpu, monkeypatch, n, power, host, on_device, checked, piece, granule):
-    monkeypatch.setattr("streamgmm.io.ring._PIECE_BYTES", piece)
+    monkeypatch.setattr("streamgmm.io.reading._PIECE_BYTES", piece)
     spans, source = plan_chunks(n, 1 << power), FakeSource(n, granule=granule)
     with Ring(source, 1 << power, torch.device("cpu"), 2) as ring:
         fake_gpu(ring, host, on_device)
@@ -272,11 +273,11 @@ def test_what_was_not_read_into_its_place_is_not_taken_from_there(fake_gpu):
         fake_gpu(ring, 1 << 20, 0)
         for span in spans:
             ring._on_host.place(span, span.rows * 12).fill_(7)
-        ring._on_device = Tier(1 << 20, lambda size: torch.empty(size, dtype=torch.uint8), exact=True)
+        ring._on_device = OnDevice(Tier(1 << 20, lambda size: torch.empty(size, dtype=torch.uint8), exact=True))
         ring.keep_as(FirstColumn())
         for _ in ring.stream(spans):
             pass
-        ring._on_device = Tier(0, lambda size: torch.empty(size, dtype=torch.uint8), exact=True)
+        ring._on_device = OnDevice(Tier(0, lambda size: torch.empty(size, dtype=torch.uint8), exact=True))
         ring.keep_as(None)
         rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(spans)])
     assert torch.equal(rows[:, 1], torch.arange(n, dtype=torch.float32))
@@ -407,7 +408,7 @@ def test_a_read_that_never_returns_holds_up_nobody(monkeypatch):
         ring.close()
     assert "left behind" in told[-1]
     source.gate.set()
-    for thread in ring._readers._threads:
+    for thread in ring._reader._readers._threads:
         thread.join(10)
         assert not thread.is_alive()
 

@@ -22,12 +22,14 @@ from streamgmm.kernels.fused.kernel import TritonKernel
 from streamgmm.kernels.kept import KeptRows
 from streamgmm.kernels.tiled import TiledKernel
 from streamgmm.mixture import Mixture
+from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
 from streamgmm.result import FitResult
 from streamgmm.seeding import Start
 from streamgmm.statistics import Statistics
 from tests.fake_gpu import fake_gpu
 from tests.kernels.estep_cases import Case, draw, same_bits
+from tests.kills import Killed, KilledAt
 
 __all__ = ["fake_gpu"]
 
@@ -146,8 +148,11 @@ def test_which_form_a_pass_keeps(device):
         assert kept_form([other, medium], 32) is None
 
 
-def fitted(room: int, rows: np.ndarray, settings: dict, disguise, monkeypatch) -> FitResult:
-    """A fit whose ring believes in a GPU with so much room for chunks, and whose E-step is the interpreter's."""
+def fitted(room: int, rows: np.ndarray, settings: dict, disguise, monkeypatch, *told: object) -> FitResult:
+    """A fit whose ring believes in a GPU with so much room for chunks, and whose E-step is the interpreter's.
+
+    ``told`` are a run's folder and its progress.
+    """
 
     def select(problem: Problem, precision: str, device: torch.device, workers: int = 1, hard: bool = False) -> Kernel:
         return TiledKernel(torch.float64, workers, hard) if precision == "highest" else TritonKernel(precision, hard)
@@ -158,11 +163,9 @@ def fitted(room: int, rows: np.ndarray, settings: dict, disguise, monkeypatch) -
     rng = np.random.default_rng(1)
     means = rows[np.isfinite(rows).all(axis=1)][:3].astype(np.float64)
     precisions = 1 / rng.uniform(0.5, 1.0, means.shape)
-    start = Start(np.full(3, 1 / 3), means, precisions)
-    request = FitRequest(
-        3, covariance_type="diag", max_iter=3, tol=0.0, device="cpu", chunk_rows=1024, start=start, **settings
-    )
-    return fit(ArraySource(rows), request)
+    start = Start(None, means) if "model" in settings else Start(np.full(3, 1 / 3), means, precisions)
+    usual = {"covariance_type": "diag", "max_iter": 3, "tol": 0.0, "device": "cpu", "chunk_rows": 1024, "start": start}
+    return fit(ArraySource(rows), FitRequest(3, **{**usual, **settings}), *told)
 
 
 def moves_on(after: int) -> Callable[..., BoundMixture]:
@@ -186,6 +189,8 @@ def moves_on(after: int) -> Callable[..., BoundMixture]:
         ("one granule is far", 1 << 20, 1 / 3),
         ("auto moves on", 1 << 20, 1 / 3),
         ("rows are skipped", 1 << 20, 2 / 3),
+        ("weights and held out", 1 << 20, 2 / 4),  # which takes another pass, as stored
+        ("k-means", 1 << 20, 2 / 3),
     ],
 )
 def test_no_bit_of_a_fit_depends_on_what_is_kept(case, room, found, fake_gpu, monkeypatch):
@@ -199,6 +204,11 @@ def test_no_bit_of_a_fit_depends_on_what_is_kept(case, room, found, fake_gpu, mo
     if case == "rows are skipped":
         rows[1500, 3] = np.nan
         settings["nonfinite"] = "skip"
+    if case == "weights and held out":
+        weights = np.random.default_rng(0).uniform(0.5, 2.0, (len(rows), 1))
+        settings |= {"weights": ArraySource(weights), "holdout": 0.2}
+    if case == "k-means":
+        settings |= {"model": "kmeans", "covariance_type": "spherical"}
     results = []
     for own in (0, room):
         monkeypatch.setattr("streamgmm.training.bind_checked", moves_on(2))
@@ -206,6 +216,45 @@ def test_no_bit_of_a_fit_depends_on_what_is_kept(case, room, found, fake_gpu, mo
     without, kept_rows = results
     assert without.mixture.digest == kept_rows.mixture.digest
     assert without.lower_bounds == kept_rows.lower_bounds
+    assert [model.evaluation for model in without.models] == [model.evaluation for model in kept_rows.models]
     assert without.hit_rates["device"] == 0
     # What was read ahead and not used counts, too.
     assert kept_rows.hit_rates["device"] == pytest.approx(found, abs=0.08)
+
+
+def test_memory_that_runs_out_over_kept_rows(fake_gpu, monkeypatch):
+    """In the second pass, in the middle of a segment: chunks of half the rows, kept anew."""
+    if torch.cuda.is_available():
+        pytest.skip("disguises a CPU")
+    rows, chunks = draw("diag", 7 * 1024, 3, 4, torch.device("cpu")).rows.numpy(), list[tuple[int, bool]]()
+    undisturbed = fitted(0, rows, {"precision": "medium"}, fake_gpu, monkeypatch)
+
+    def short(own: Tensor | KeptRows, *others: object) -> None:
+        chunks.append((len(own), isinstance(own, KeptRows)))
+        if len(own) > 1024 and sum(kept for _, kept in chunks) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        e_step(own, *others)
+
+    monkeypatch.setattr("streamgmm.summing.e_step", short)
+    result = fitted(1 << 20, rows, {"precision": "medium", "chunk_rows": 2048}, fake_gpu, monkeypatch)
+    whole, half = [*[2048] * 3, 1024], [1024] * 7
+    assert [n for n, _ in chunks] == [*whole, *whole[:2], *half, *half]
+    assert [kept for _, kept in chunks] == [*[False] * 4, *[True] * 2, *[False] * 7, *[True] * 7]
+    assert result.mixture.digest == undisturbed.mixture.digest
+    assert result.lower_bounds == undisturbed.lower_bounds
+
+
+def test_a_run_that_was_killed_over_kept_rows(fake_gpu, monkeypatch, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("disguises a CPU")
+    rows = draw("diag", 7 * 1024, 3, 4, torch.device("cpu")).rows.numpy()
+    rows[4000] *= 1e5
+    settings = {"precision": "medium", "checkpoint_every": 0.0}
+    undisturbed = fitted(0, rows, settings, fake_gpu, monkeypatch)
+    with pytest.raises(Killed):
+        fitted(1 << 20, rows, settings, fake_gpu, monkeypatch, tmp_path / "run", KilledAt(10))
+    resumed = fitted(1 << 20, rows, settings, fake_gpu, monkeypatch, tmp_path / "run", Progress())
+    assert resumed.resumed
+    assert resumed.hit_rates["device"] > 0
+    assert resumed.mixture.digest == undisturbed.mixture.digest
+    assert resumed.lower_bounds == undisturbed.lower_bounds

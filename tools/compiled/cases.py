@@ -17,6 +17,7 @@ from streamgmm.frame import Frame
 from streamgmm.kernels import Kernel
 from streamgmm.kernels.fused import full_kernel
 from streamgmm.kernels.fused.kernel import TritonKernel
+from streamgmm.kernels.kept import KeepingKernel, KeptRows
 from streamgmm.kernels.neighbours.search import Search
 from streamgmm.mixture import Mixture, covariance_shape
 from streamgmm.statistics import Statistics
@@ -39,7 +40,8 @@ class Case:
         ``none`` has no mixture: the nearest of some centroids.
     call : str
         ``sums`` accumulates, ``rows`` is log p of each row, ``top`` ranks two components; ``hard`` and ``hard top``
-        assign. ``weighted`` and ``hard weighted`` are sums of weighted rows, ``scaled`` those of tight components.
+        assign. ``weighted`` and ``hard weighted`` are sums of weighted rows, ``scaled`` those of tight components,
+        ``kept`` those of rows that stayed on the device, and what keeps them.
         ``nearest M`` finds M centroids, ``lists M POLICY`` a row's lists among them.
     stored : str
         The rows' type, as torch calls it.
@@ -61,6 +63,7 @@ def cases(architecture: str, features: tuple[int, ...], every: bool) -> list[Cas
             if kind == "full" and d > 256:
                 continue
             calls = _CALLS[kind] if every else _CALLS[kind][: 2 if d == features[0] else 1]
+            calls = (*calls, "kept") if (kind, precision) in _KEEPING else calls
             found += [Case(kind, precision, d, architecture, call, "float32") for call in calls]
             if every and d == features[0]:
                 names = [str(dtype).removeprefix("torch.") for dtype in STORED if dtype != torch.float32]
@@ -72,6 +75,7 @@ def cases(architecture: str, features: tuple[int, ...], every: bool) -> list[Cas
 
 _KINDS = [(kind, precision) for precision in ("medium", "high") for kind in ("spherical", "diag", "tied")]
 _KINDS.append(("full", "medium"))
+_KEEPING = [("spherical", "medium"), ("diag", "medium")]
 _NEAREST = ("nearest 16", "lists 16 air", "nearest 1", "nearest 2", "lists 16 soar", "lists 2 top2", "lists 1 top1")
 _SOFT = ("sums", "top", "rows", "weighted")
 _CALLS = dict.fromkeys(("spherical", "diag", "tied"), (*_SOFT, "scaled", "hard", "hard weighted", "hard top"))
@@ -122,9 +126,22 @@ def _steps(call: str) -> Iterator[Step]:
         yield lambda kernel, rows, parameters, _: kernel.top(rows, parameters, 2)
     elif call == "rows":
         yield lambda kernel, rows, parameters, _: kernel.log_likelihood(rows, parameters)
+    elif call == "kept":
+        yield lambda kernel, rows, parameters, mixture: kernel.accumulate(
+            _kept(kernel, rows, parameters), parameters, _empty(mixture)
+        )
     else:
         weights = torch.ones(_ROWS) if call.endswith("weighted") else None
         yield lambda kernel, rows, parameters, mixture: kernel.accumulate(rows, parameters, _empty(mixture), weights)
+
+
+def _kept(kernel: Kernel, rows: Tensor, parameters: Any) -> KeptRows:
+    assert isinstance(kernel, KeepingKernel)
+    form = kernel.kept_form(parameters)
+    assert form is not None
+    place = torch.zeros(form.size(len(rows)), dtype=torch.uint8)
+    form.narrow(rows, place)
+    return form.rows(place, len(rows), lambda first, last: rows[first:last])
 
 
 def _mixture(covariance_type: str, k: int, d: int, variance: float) -> Mixture:

@@ -1,0 +1,106 @@
+"""Spans of a source, read in pieces by threads, and counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from itertools import pairwise
+from threading import Lock
+from typing import Any
+
+from streamgmm.io.plan import Span
+from streamgmm.io.readers import Readers, Result
+from streamgmm.io.sources.base import Rows, Source
+from streamgmm.io.traffic import Traffic
+
+_PIECE_BYTES = 8 << 20
+"""Smaller pieces wait for each other: a thread's turn costs as much as reading a part of this from the page cache."""
+
+
+class SpanReader:
+    """Reads spans of a source.
+
+    Parameters
+    ----------
+    source : Source
+    threads : int
+    cached_rows : int
+        As many of the first rows are read through the page cache, the others past it.
+    notify : callable
+        Told, in a line, of a read that stalls, and of what a source says the first time it says something.
+    stall_seconds : float
+        A read that makes no progress for so long is told of.
+
+    Attributes
+    ----------
+    traffic : Traffic
+        Where reads are counted.
+    """
+
+    def __init__(
+        self, source: Source, threads: int, cached_rows: int, notify: Callable[[str], None], stall_seconds: float
+    ) -> None:
+        self._source, self._threads, self._cached_rows = source, threads, cached_rows
+        self._notify, self._stall_seconds = notify, stall_seconds
+        self._readers = Readers(threads)
+        self._lock = Lock()
+        self._words: list[str] = []
+        self._told = False
+        self.traffic = Traffic()
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """As `Readers.submit`: behind all reads that were begun before."""
+        return self._readers.submit(function, *arguments)
+
+    def begin(self, span: Span, out: Rows) -> list[Future[None]]:
+        """Read a span into ``out`` in pieces, one a thread where they are large enough, cut where storage likes it."""
+        granule = self._source.read_granule
+        least = max(1, _PIECE_BYTES // max(1, out.nbytes // len(out)))
+        rows = -(-max(least, -(-len(out) // self._threads)) // granule) * granule
+        first = span.start - span.start % granule
+        cuts = [max(start, span.start) for start in range(first, span.stop, rows)] + [span.stop]
+        cached = span.stop <= self._cached_rows
+        return [
+            self._readers.submit(self._read, start, stop, out[start - span.start : stop - span.start], cached)
+            for start, stop in pairwise(cuts)
+        ]
+
+    def finish(self, pieces: list[Future[None]], first_row: int) -> None:
+        """Wait for what `begin` gave for the rows from ``first_row`` on; raises what reading raised."""
+        begun, left = time.perf_counter(), sum(not piece.done() for piece in pieces)
+        # For all of them: to be woken by each would take time from the threads that read.
+        while unfinished := wait(pieces, self._stall_seconds).not_done:
+            stalled, left = len(unfinished) == left, len(unfinished)
+            if stalled:
+                seconds = time.perf_counter() - begun
+                self._notify(
+                    f"{self._source.locate(first_row)} and those after it: no read has finished for "
+                    f"{seconds:.0f} s; still waiting, check the disk or the network"
+                )
+        for piece in pieces:
+            piece.result()
+        if self._words and not self._told:
+            self._told = True
+            self._notify(self._words[0])
+        self.traffic.seconds_waiting += time.perf_counter() - begun
+
+    def close(self, patience: float) -> bool:
+        """As `Readers.close`."""
+        return self._readers.close(patience)
+
+    def _read(self, start: int, stop: int, out: Rows, cached: bool) -> None:
+        """What a reader thread does: rows [start, stop) into ``out``, and the count of it."""
+        begun, computing, word = time.perf_counter(), time.thread_time(), None
+        if cached:
+            self._source.read_into(start, stop, out)
+        else:
+            word = self._source.read_uncached(start, stop, out)
+        with self._lock:
+            traffic = self.traffic
+            traffic.seconds_reading += time.perf_counter() - begun
+            traffic.seconds_decoding += time.thread_time() - computing
+            traffic.bytes_decoded += out.nbytes * (self._source.read_path == "decode")
+            traffic.bytes_uncached += out.nbytes * (not cached and word is None)
+            if word is not None:
+                self._words.append(word)
