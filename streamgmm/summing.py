@@ -34,10 +34,11 @@ def add_chunk(
         if isinstance(rows, Tensor) and weighting.skip_nonfinite:
             rows, given, skipped = without_nonfinite(rows, given, torch.from_numpy(state.frame.shift))
         weights = None if given is None else torch.from_numpy(given).to(rows.device)
+        arriving = None if chunk.units is None else chunk.units()
         for mixture, sums in zip(bound, opened.sums, strict=True):
             e_step(rows, mixture, sums, weights)
-        # After the sums were asked for: a device is at work on them while the checksums are waited for.
-        units = None if chunk.units is None else chunk.units()
+        # A device is at work on the sums while the checksums are waited for.
+        units = None if arriving is None else arriving()
         state, checksum, comparing = _checked(state, span, opened.checksum, units, training.source)
         skipped += opened.skipped
         opened = replace(opened, cursor=span.stop, checksum=checksum, skipped=skipped, comparing=comparing)

@@ -124,7 +124,9 @@ def _sum(state: TrainingState, bound: tuple[BoundMixture, ...], training: Traini
     for chunk in feed:
         added = add_chunk(chunk, bound, state, training)
         if added is None:
-            state = begin_again(chunk.span.segment, state, training, feed)
+            segment = chunk.span.segment
+            del chunk  # its memory is needed for smaller ones
+            state = begin_again(segment, state, training, feed)
             continue
         state = added
         unseen.append(chunk.span)

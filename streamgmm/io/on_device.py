@@ -56,10 +56,10 @@ class OnDevice:
         """Its rows lie in its place now, if it has one."""
         self._tier.hold(span)
 
-    def narrow(self, span: Span, rows: Tensor, place: Tensor, units: Callable[[], bytes] | None) -> None:
+    def narrow(self, span: Span, rows: Tensor, place: Tensor, units: Callable[[], Callable[[], bytes]] | None) -> None:
         """Keep stored ``rows`` (n, D) of the device in the narrower form, in the order of the current stream.
 
-        ``units`` gives their `integrity.unit_checksums` where these were asked for: rows read again are compared with
+        ``units``, as of a chunk, are their checksums where these were asked for; rows read again are compared with
         them. Where the device's memory does not suffice rows are not kept, and are read the next time.
         """
         assert self.narrowing is not None
@@ -67,9 +67,9 @@ class OnDevice:
             return
         with suppress(torch.OutOfMemoryError):
             self.narrowing.narrow(rows, place)
-            self.hold(span)
             if units is not None:
-                self._units[span] = units()
+                self._units[span] = units()()
+            self.hold(span)
 
     def handed_out(self, span: Span) -> None:
         """Count a chunk in the narrower form."""

@@ -58,7 +58,7 @@ class Chunk:
     rows : tensor
         (n, D) of the stored type; where there is ``stored``, the bytes that `Ring.keep_as`'s form left of them.
     units : callable or None
-        Gives their `integrity.unit_checksums`, where they were asked for; waits for them, should they be on their way.
+        Begins to find their `integrity.unit_checksums`, where these were asked for; what it gives waits for them.
     stored : callable or None
         Reads the rows from ``first`` to before ``last`` of the chunk, multiples of 256 or its end, from the source:
         (last − first, D) of the stored type, on the device. Raises DataError where they have changed.
@@ -66,7 +66,7 @@ class Chunk:
 
     span: Span
     rows: Tensor
-    units: Callable[[], bytes] | None
+    units: Callable[[], Callable[[], bytes]] | None
     stored: Callable[[int, int], Tensor] | None = None
 
 
@@ -175,7 +175,7 @@ class Ring:
                 item = reading[0]
                 self._wait(item)
                 reading.popleft()
-                yield Chunk(item.span, item.rows, None if item.units is None else item.units.result)
+                yield Chunk(item.span, item.rows, None if item.units is None else partial(_coming, item.units))
                 if item.slot is not None:
                     free.append(item.slot)
         finally:
@@ -301,7 +301,8 @@ class Ring:
         if item.resident and self._on_device.narrowing is not None:
             self._on_device.handed_out(item.span)
             stored = partial(self._read_again, item.span)
-        return Chunk(item.span, staged.rows, _units_on_device(staged.rows) if item.checked else None, stored)
+        units = partial(_units_on_device, staged.rows) if item.checked else None
+        return Chunk(item.span, staged.rows, units, stored)
 
     def _read_again(self, span: Span, first: int, last: int) -> Tensor:
         """As `Chunk.stored`; of a chunk that stays narrow."""
@@ -474,6 +475,10 @@ def _slot(source: Source, rows: int, *, pinned: bool) -> Tensor:
         return torch.empty((n, d), dtype=dtype)
     needed = n * d * dtype.itemsize
     return _pinned(1 << (needed - 1).bit_length())[:needed].view(dtype).view(n, d)
+
+
+def _coming(units: Future[bytes]) -> Callable[[], bytes]:
+    return units.result
 
 
 def _units_on_device(rows: Tensor) -> Callable[[], bytes]:

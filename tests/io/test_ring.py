@@ -124,7 +124,7 @@ def test_stored_types_cross_unchanged(dtype, in_memory, device, tmp_path):
         np.save(tmp_path / "x.npy", as_rows(x))
         source = NpySource(tmp_path / "x.npy")
     with Ring(source, 512, torch.device(device), 1) as ring:
-        chunks = [(chunk.rows.clone(), chunk.units()) for chunk in ring.stream(plan_chunks(1000, 512), 1000)]
+        chunks = [(chunk.rows.clone(), chunk.units()()) for chunk in ring.stream(plan_chunks(1000, 512), 1000)]
     rows = torch.cat([rows for rows, _ in chunks]).cpu()
     assert rows.dtype == dtype
     assert torch.equal(rows, x)
@@ -152,7 +152,7 @@ def test_tiers_of_a_gpu_change_no_row(fake_gpu, monkeypatch, n, power, host, on_
         fake_gpu(ring, host, on_device)
         for turn in range(3):
             stream = ring.stream(spans, checked * (turn != 1))
-            arrived = [(c.span, c.rows.clone(), None if c.units is None else c.units()) for c in stream]
+            arrived = [(c.span, c.rows.clone(), None if c.units is None else c.units()()) for c in stream]
             assert [span for span, _, _ in arrived] == spans
             rows = torch.cat([rows for _, rows, _ in arrived])
             assert torch.equal(rows[:, 0], torch.arange(n, dtype=torch.float32))
