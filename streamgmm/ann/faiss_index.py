@@ -22,9 +22,9 @@ from streamgmm.ann.quantizer import Quantizer, quantizer_of, quantizer_of_centro
 from streamgmm.errors import DamagedFileError, RequestError
 from streamgmm.inference import InferenceSettings
 from streamgmm.io.bfloat16 import as_tensor, values
+from streamgmm.io.optional import require
 from streamgmm.io.sources import open_source
 from streamgmm.io.sources.base import Source
-from streamgmm.io.sources.optional import require
 from streamgmm.seeding import check_finite, uniform_rows
 
 _PIECE_ROWS = 16_384

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from streamgmm.errors import RequestError
-from streamgmm.io.sources.wording import reason_of
+from streamgmm.io.wording import reason_of
 
 ANSWER_SECONDS = 10
 """How long a scheduler may take to answer, and workers to come."""

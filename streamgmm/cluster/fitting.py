@@ -18,7 +18,7 @@ from streamgmm.cluster.rank import Ended, Meeting, Task, ask_to_stop, open_store
 from streamgmm.distributed import LAST_SECONDS, raised, told
 from streamgmm.errors import PeerLost, Reported, RequestError, StreamGMMError
 from streamgmm.io.sources.base import Source
-from streamgmm.io.sources.wording import reason_of
+from streamgmm.io.wording import reason_of
 from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
 from streamgmm.result import FitResult

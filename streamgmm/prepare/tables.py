@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from streamgmm.errors import DataError
-from streamgmm.io.sources.optional import require
-from streamgmm.io.sources.wording import listed, reason_of
+from streamgmm.io.optional import require
+from streamgmm.io.wording import listed, reason_of
 from streamgmm.prepare.identifiers import IdColumn
 from streamgmm.prepare.inputs import Partitions
 

@@ -24,7 +24,7 @@ from streamgmm.io.objects.patience import GaveUpError, Patience, patiently
 from streamgmm.io.objects.urls import WEB, scheme_of
 from streamgmm.io.plan import Extent
 from streamgmm.io.sources.raw import as_bytes
-from streamgmm.io.sources.wording import reason_of
+from streamgmm.io.wording import reason_of
 
 Result = TypeVar("Result")
 

@@ -8,8 +8,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from streamgmm.errors import DataError
-from streamgmm.io.sources.optional import require
-from streamgmm.io.sources.wording import reason_of
+from streamgmm.io.optional import require
+from streamgmm.io.wording import reason_of
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store

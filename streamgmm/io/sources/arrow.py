@@ -18,7 +18,7 @@ from streamgmm.io.sources.columns import Columns, choose_columns
 from streamgmm.io.sources.extents import ExtentSource, Placement
 from streamgmm.io.sources.raw import RawFile
 from streamgmm.io.sources.tables import TableSource
-from streamgmm.io.sources.wording import reason_of
+from streamgmm.io.wording import reason_of
 
 MAGIC = b"ARROW1"
 

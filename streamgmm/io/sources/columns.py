@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from streamgmm.errors import DataError
 from streamgmm.io.sources.base import Rows
-from streamgmm.io.sources.wording import listed
+from streamgmm.io.wording import listed
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from streamgmm.io.sources.array import stored_dtype
 from streamgmm.io.sources.base import STORED_DTYPES, Rows, check_shape
 from streamgmm.io.sources.extents import ExtentSource, Placement
 from streamgmm.io.sources.raw import RawFile
-from streamgmm.io.sources.wording import listed, reason_of
+from streamgmm.io.wording import listed, reason_of
 
 LOCK = Lock()
 """HDF5 lets one thread in at a time; waiting here keeps others from waiting inside it."""

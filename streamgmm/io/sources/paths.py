@@ -9,12 +9,12 @@ from typing import TypeAlias
 from streamgmm.errors import DataError
 from streamgmm.io.objects.cache import Cache
 from streamgmm.io.objects.urls import scheme_of
+from streamgmm.io.optional import require
 from streamgmm.io.sources.base import Recipe, Source
 from streamgmm.io.sources.concat import ConcatSource
 from streamgmm.io.sources.fbin import DTYPES as FBIN_DTYPES
 from streamgmm.io.sources.fbin import FbinSource
 from streamgmm.io.sources.npy import NpySource
-from streamgmm.io.sources.optional import require
 from streamgmm.io.sources.raw import unreadable
 from streamgmm.io.sources.vecs import DTYPES as VECS_DTYPES
 from streamgmm.io.sources.vecs import VecsSource

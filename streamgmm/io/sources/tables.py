@@ -17,7 +17,7 @@ from streamgmm.io.sources.base import Rows, Source, check_shape
 from streamgmm.io.sources.columns import Columns, choose_columns, rows_of
 from streamgmm.io.sources.granules import WINDOW_BYTES, Granules
 from streamgmm.io.sources.raw import RawFile
-from streamgmm.io.sources.wording import reason_of
+from streamgmm.io.wording import reason_of
 
 PIECE_BYTES = 4 << 20
 """Rows of a Parquet row group that are decoded at once."""

@@ -26,7 +26,6 @@ from streamgmm.io.sources.array import stored_dtype
 from streamgmm.io.sources.base import Recipe, Rows, check_shape
 from streamgmm.io.sources.extents import ExtentSource, Placement
 from streamgmm.io.sources.raw import RawFile, unreadable
-from streamgmm.io.sources.wording import reason_of
 from streamgmm.io.sources.zarr_extents import ZarrExtents, why_decoded
 from streamgmm.io.sources.zarr_store import (
     MISSING_REMEDY,
@@ -42,6 +41,7 @@ from streamgmm.io.sources.zarr_store import (
     piece_shape,
     sharding,
 )
+from streamgmm.io.wording import reason_of
 from streamgmm.transforms import FILE, Transformation
 
 ARRAYS_LISTED = 8

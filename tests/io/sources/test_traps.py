@@ -425,7 +425,7 @@ def test_formats_without_their_library(tmp_path: Path, monkeypatch: pytest.Monke
     def missing(module: str) -> None:
         raise ImportError(module)
 
-    monkeypatch.setattr("streamgmm.io.sources.optional.import_module", missing)
+    monkeypatch.setattr("streamgmm.io.optional.import_module", missing)
     for name, extra in (("x.h5", "hdf5"), ("x.parquet", "arrow"), ("x.feather", "arrow")):
         (tmp_path / name).touch()
         with pytest.raises(RequestError, match=rf"pip install 'streamgmm\[{extra}\]'"):
