@@ -122,6 +122,7 @@ def test_rows_that_turn_out_to_lie_far(covariance_type, device):
     assert asked
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_bounded_scratch_and_hard_assignment(covariance_type, device, monkeypatch):
     case = draw(covariance_type, 2 * 1024 + 300, 130, 3, device)
@@ -184,13 +185,18 @@ def moves_on(after: int) -> Callable[..., BoundMixture]:
 @pytest.mark.parametrize(
     ("case", "room", "found"),
     [
-        ("all fit", 1 << 20, 2 / 3),
         ("some fit", 64_000, 2 / 3 * 5 / 7),  # as stored, three of seven chunks would
         ("one granule is far", 1 << 20, 1 / 3),
-        ("auto moves on", 1 << 20, 1 / 3),
-        ("rows are skipped", 1 << 20, 2 / 3),
-        ("weights and held out", 1 << 20, 2 / 4),  # which takes another pass, as stored
-        ("k-means", 1 << 20, 2 / 3),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ("all fit", 1 << 20, 2 / 3),
+                ("auto moves on", 1 << 20, 1 / 3),
+                ("rows are skipped", 1 << 20, 2 / 3),
+                ("weights and held out", 1 << 20, 2 / 4),  # which takes another pass, as stored
+                ("k-means", 1 << 20, 2 / 3),
+            )
+        ),
     ],
 )
 def test_no_bit_of_a_fit_depends_on_what_is_kept(case, room, found, fake_gpu, monkeypatch):
@@ -222,6 +228,7 @@ def test_no_bit_of_a_fit_depends_on_what_is_kept(case, room, found, fake_gpu, mo
     assert kept_rows.hit_rates["device"] == pytest.approx(found, abs=0.08)
 
 
+@pytest.mark.long
 def test_memory_that_runs_out_over_kept_rows(fake_gpu, monkeypatch):
     """In the second pass, in the middle of a segment: chunks of half the rows, kept anew."""
     if torch.cuda.is_available():
@@ -244,6 +251,7 @@ def test_memory_that_runs_out_over_kept_rows(fake_gpu, monkeypatch):
     assert result.lower_bounds == undisturbed.lower_bounds
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_over_kept_rows(fake_gpu, monkeypatch, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("disguises a CPU")
