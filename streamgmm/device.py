@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -46,3 +47,8 @@ def _gpu_of(local_rank: int, name: str) -> torch.device:
 def compute_workers(device: torch.device, processes: int = 1) -> int:
     """Threads that compute: one a core on a CPU that ``processes`` share, one that launches kernels on a GPU."""
     return max(1, (os.cpu_count() or 1) // processes) if device.type == "cpu" else 1
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Kernels are launched on this device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -9,7 +9,6 @@ part: Σ_i A^(W−i) w_i for the W little-endian words w_i of a unit, A the step
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamgmm.arriving import Arriving
+from streamgmm.device import on
 from streamgmm.io.bfloat16 import as_rows
 from streamgmm.io.integrity import UNIT_ROWS, unit_checksums
 
@@ -38,11 +38,11 @@ def device_unit_checksums(rows: Tensor) -> Callable[[], bytes]:
         words = rows[: whole * UNIT_ROWS].view(-1).view(torch.int32)
         n_words = len(words) // whole
         table, columns = _operators(rows.device)
-        n_steps, zeros = -(-n_words // LANES), np.array(crc32c(bytes(4 * n_words)), np.uint32).view(np.int32)
-        with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
+        with on(rows.device):
             crc_units[(whole,)](
-                words, table, columns, checksums, n_words, n_steps, int(zeros), LANES=LANES, num_warps=8
-            )
+                words, table, columns, checksums, n_words, -(-n_words // LANES), _checksum_of_zeros(n_words),
+                LANES=LANES, num_warps=8,
+            )  # fmt: skip
     arriving = Arriving.sent(checksums, rows[whole * UNIT_ROWS :].clone())
 
     def arrived() -> bytes:
@@ -75,6 +75,12 @@ def crc_units(words, table, columns, checksums, n_words, n_steps, zeros, LANES: 
     for bit in tl.static_range(32):
         moved ^= -((total >> bit) & 1) & tl.load(columns + bit * LANES + lane)
     tl.store(checksums + unit, tl.xor_sum(moved, axis=0) ^ zeros)
+
+
+@cache
+def _checksum_of_zeros(n_words: int) -> int:
+    """As int32."""
+    return int(np.array(crc32c(bytes(4 * n_words)), np.uint32).view(np.int32))
 
 
 @cache

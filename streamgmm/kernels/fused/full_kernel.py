@@ -9,7 +9,6 @@ of a call share one set of buffers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf, log2
 from typing import TypeVar
@@ -19,6 +18,7 @@ import triton
 from torch import Tensor
 
 from streamgmm.arriving import Arriving
+from streamgmm.device import on
 from streamgmm.frame import Frame
 from streamgmm.kernels import Problem, TopComponents
 from streamgmm.kernels.fused import full as device_code
@@ -220,7 +220,7 @@ class FullKernel:
         problem = parameters.problem
         wide = None if weights is None else weights.double()
         log_weights = None if wide is None else wide.log2().float()
-        with _on(rows.device):
+        with on(rows.device):
             sums = _empty_sums(problem, len(rows), rows.device)
             for strip in _strips(rows, parameters, screens(problem)):
                 flags = Arriving.sent(strip.flags)
@@ -260,12 +260,8 @@ def _span(problem: Problem) -> int:
     return granule * max(1, min(by_logits, by_rows))
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 def _map_strips(function: Callable[[Strip], T], rows: Tensor, parameters: FullParameters, screened: bool) -> list[T]:
-    with _on(rows.device):
+    with on(rows.device):
         return [function(strip) for strip in _strips(rows, parameters, screened)]
 
 

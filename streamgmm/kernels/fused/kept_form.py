@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from streamgmm.device import on
 from streamgmm.frame import Frame
 from streamgmm.kernels.fused.configs import LEAST_GRANULE, ROW_PADDING, stride_of
 from streamgmm.kernels.fused.half_form import convert_half
 from streamgmm.kernels.fused.parameters import Origins, origins_of
-from streamgmm.kernels.fused.working import on
 from streamgmm.kernels.kept import UNIT, KeptRows
 
 _ALIGNMENT = 4096  # of each plane: kernels are compiled for the alignment of their arguments

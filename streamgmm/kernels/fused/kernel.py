@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from streamgmm.device import on
 from streamgmm.frame import Frame
 from streamgmm.kernels import Problem, TopComponents
 from streamgmm.kernels.fused import rows as row_code
@@ -36,7 +37,6 @@ from streamgmm.kernels.fused.working import (
     RowWeights,
     WorkingRows,
     normalise,
-    on,
     redo,
 )
 from streamgmm.kernels.kept import KeptForm, KeptRows

@@ -7,7 +7,6 @@ two launches, lists of live rows, partial sums and what is redone, is the same f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -217,11 +216,6 @@ class Redone:
 
     first_granule: int
     rows: WorkingRows | Tensor
-
-
-def on(device: torch.device) -> AbstractContextManager[object]:
-    """Launches go to this device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def normalise(rows: Tensor | KeptRows, form: Form, maxima: bool) -> tuple[WorkingRows, Flags]:

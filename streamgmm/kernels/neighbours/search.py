@@ -11,7 +11,6 @@ there replaced by the 17th. Every result depends on the row and the centroids al
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from streamgmm.device import on
 from streamgmm.kernels.fused.configs import Tile, stride_of
 from streamgmm.kernels.neighbours import narrowing, refining, scoring
 from streamgmm.kernels.neighbours.grouping import MEMBER_BITS, SCRAMBLE, Grouping, step_of, tile_of
@@ -136,7 +136,7 @@ class Search:
 
     def __call__(self, rows: Tensor, m: int) -> Neighbours:
         """The ``m`` nearest centroids of rows (n, D) of a stored type, 1 ≤ m ≤ K; all but float64."""
-        with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
+        with on(rows.device):
             return self._found(rows.contiguous(), m)
 
     def lists(self, rows: Tensor, m: int, choice: Choice) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ class Search:
         over the least ‖x − c‖², less 1, is not below the gate. A gain is not a number if and only if one of the m
         distances is not finite. With two columns m is at least 2.
         """
-        with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
+        with on(rows.device):
             return self._chosen(rows.contiguous(), m, choice)
 
     def _found(self, rows: Tensor, m: int) -> Neighbours:
