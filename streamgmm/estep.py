@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from streamgmm.frame import Frame
-from streamgmm.kernels import Kernel, Problem, select_kernel
-from streamgmm.kernels.kept import KeepingKernel, KeptForm, KeptRows
+from streamgmm.kernels import Kernel, Problem, Run, select_kernel
+from streamgmm.kernels.kept import KeptForm, KeptRows, RunKernel
 from streamgmm.mixture import Mixture
 from streamgmm.statistics import Statistics
 
@@ -29,8 +29,13 @@ class BoundMixture:
 
     def empty_statistics(self) -> Statistics:
         """Statistics of no rows, for `e_step` to add to, on the device."""
+        (one,) = self.several_empty(1)
+        return one
+
+    def several_empty(self, n: int) -> tuple[Statistics, ...]:
+        """``n`` of them, as `Statistics.several`."""
         kind, n_components = self.mixture.covariance_type, self.mixture.n_components
-        return Statistics.zeros(kind, n_components, self.origin, self.origin.device)
+        return Statistics.several(n, kind, n_components, self.origin, self.origin.device)
 
     def finish(self, statistics: Statistics) -> Statistics:
         """What `e_step` added up, in the frame's coordinates about its origin."""
@@ -56,11 +61,21 @@ def e_step(rows: Tensor | KeptRows, bound: BoundMixture, statistics: Statistics,
 
     With ``weights`` (n,) each row counts as that many. Rows that are kept are of the mixture's `kept_form`.
     """
-    if isinstance(rows, KeptRows):
-        assert isinstance(bound.kernel, KeepingKernel)
-        bound.kernel.accumulate(rows, bound.parameters, statistics, weights)
-    else:
-        bound.kernel.accumulate(rows, bound.parameters, statistics, weights)
+    e_step_of_runs(rows, bound, [Run(0, len(rows), statistics)], weights)
+
+
+def e_step_of_runs(
+    rows: Tensor | KeptRows, bound: BoundMixture, runs: Sequence[Run], weights: Tensor | None = None
+) -> None:
+    """As `e_step`, with statistics of its own for each run of the rows; together these are all rows, in order."""
+    kernel, parameters = bound.kernel, bound.parameters
+    if isinstance(kernel, RunKernel):
+        kernel.accumulate_runs(rows, parameters, runs, weights)
+        return
+    assert isinstance(rows, Tensor)
+    for run in runs:
+        own = slice(run.start, run.stop)
+        kernel.accumulate(rows[own], parameters, run.statistics, None if weights is None else weights[own])
 
 
 def kept_form(bound: Sequence[BoundMixture], row_bytes: int) -> KeptForm | None:
@@ -69,7 +84,7 @@ def kept_form(bound: Sequence[BoundMixture], row_bytes: int) -> KeptForm | None:
     None where they take it in different forms, or in that of the stored rows, or where that is no wider.
     """
     kernels = [(each.kernel, each.parameters) for each in bound]
-    forms = [kernel.kept_form(own) if isinstance(kernel, KeepingKernel) else None for kernel, own in kernels]
+    forms = [kernel.kept_form(own) if isinstance(kernel, RunKernel) else None for kernel, own in kernels]
     first = forms[0]
     if first is None or any(form is None or form.key != first.key for form in forms[1:]):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import fsum
@@ -13,7 +13,7 @@ import torch
 
 from streamgmm.distributed import ALONE, Message, World, share_of
 from streamgmm.estep import BoundMixture
-from streamgmm.io.plan import Span, cut_spans, segment_spans
+from streamgmm.io.plan import Span, segment_spans
 from streamgmm.io.ring import Ring
 from streamgmm.mixture import Float64Array
 from streamgmm.statistics import BLOCK_ROWS
@@ -82,18 +82,21 @@ def evaluate(
     models: Sequence[BoundMixture],
     weighting: Weighting,
     ring: Ring,
-    chunk_rows: int,
+    chunks: Callable[[Sequence[Span], Sequence[Span]], list[Span]],
     world: World = ALONE,
 ) -> list[Evaluation]:
     """One pass over every row for all ``models``, shared by the processes of ``world``; the leader's alone to see.
+
+    ``chunks`` of all spans, and of those that are a process's own, gives its chunks.
 
     Raises
     ------
     DataError
         From a reader thread.
     """
-    share = share_of(segment_spans(n_samples), world.rank, world.size)
-    sums = _block_sums(cut_spans(share, chunk_rows), models, weighting, ring)
+    spans = segment_spans(n_samples)
+    share = share_of(spans, world.rank, world.size)
+    sums = _block_sums(chunks(spans, share), models, weighting, ring)
     # (of what, blocks): ranks own runs of whole blocks, in their order.
     parts = [message.tensors["sums"] for message in world.gather(Message(tensors={"sums": sums}))]
     if not world.leads:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain, tee
 from types import TracebackType
+from typing import TypeAlias
 
-from streamgmm.io.plan import Span, cut_spans, round_chunk_rows
+from streamgmm.io.plan import Span, chunks_left, cut_spans, round_chunk_rows
 from streamgmm.io.residency import Narrowing
 from streamgmm.io.ring import Chunk, Ring
+
+Share: TypeAlias = tuple[Sequence[Span], Sequence[Span]]
+"""The spans of a step, and those of them that one process owns."""
 
 
 class Feed:
@@ -21,10 +25,12 @@ class Feed:
     chunk_rows : int
     granule : int
         What every chunk must be a whole number of.
+    most : int
+        How many spans that follow one another may share a chunk where they fit one.
     """
 
-    def __init__(self, open_ring: Callable[[int, float], Ring], chunk_rows: int, granule: int) -> None:
-        self._open_ring, self._granule = open_ring, granule
+    def __init__(self, open_ring: Callable[[int, float], Ring], chunk_rows: int, granule: int, most: int = 1) -> None:
+        self._open_ring, self._granule, self._most = open_ring, granule, most
         self.chunk_rows, self._kept = chunk_rows, 1.0
         self.ring = open_ring(chunk_rows, self._kept)
         self._stream: Generator[Chunk] | None = None
@@ -32,16 +38,16 @@ class Feed:
         self._narrowing: Narrowing | None = None
         self._as_stored = False
 
-    def begin(self, left: Sequence[Span], steps: Iterable[Sequence[Span]], checked_rows: int) -> None:
+    def begin(self, left: Sequence[Span], steps: Iterable[Share], checked_rows: int) -> None:
         """Feed the rows of ``left`` and then those of every step after the first of ``steps``.
 
-        ``left`` is what is left of that first step, whose spans are whole in ``steps``. Where these end, no step after
-        has rows for this process. The first ``checked_rows`` rows come with checksums.
+        ``left`` is what is left for this process of that first step, whatever it owned of it in the beginning. Where
+        steps end, no step after has rows for this process. The first ``checked_rows`` rows come with checksums.
         """
         self._stop()
         self._steps = iter(steps)
-        self._step = list(next(self._steps, ()))
-        self._open(list(left), checked_rows)
+        self._step, _ = next(self._steps, ((), ()))
+        self._open(left, checked_rows)
 
     def keep_as(self, narrowing: Narrowing | None) -> None:
         """Before the first chunk of a step: the form in which rows may stay on the device, None where it is the stored.
@@ -55,7 +61,7 @@ class Feed:
         after = None if self._as_stored else narrowing
         if (before is None) == (after is None):
             return
-        assert self._chunks_left == len(cut_spans(self._left, self.chunk_rows)), "the step has begun"
+        assert self._chunks_left == len(self.chunks(self._step, self._left)), "the step has begun"
         self._stop()
         self._narrowing = after
         self.ring.keep_as(after)
@@ -83,8 +89,8 @@ class Feed:
 
     def next_step(self) -> None:
         """Go on with the step after this one, of which nothing is left."""
-        self._step = self._left = list(next(self._steps, ()))
-        self._chunks_left = len(cut_spans(self._step, self.chunk_rows))
+        self._step, self._left = next(self._steps, ((), ()))
+        self._chunks_left = len(self.chunks(self._step, self._left))
 
     def shrink(self, segment: int) -> bool:
         """Begin ``segment`` of this step again with chunks of half the rows; False where they are as small as can be.
@@ -92,8 +98,8 @@ class Feed:
         Half as much stays on the device, too: it may be that which leaves too little for the rest. Every row comes with
         checksums again, as far ahead as they were asked for.
         """
-        # Half of what was too much: a step's spans may be far shorter than a chunk could be.
-        longest = max(span.rows for span in self._step)
+        # Half of what was too much: a step may have far fewer rows than a chunk could.
+        longest = max(chunk.rows for chunk in self.chunks(self._step, self._step))
         rows = round_chunk_rows(max(min(self.chunk_rows, longest) // 2, self._granule), self._granule)
         if rows >= self.chunk_rows:
             return False
@@ -108,14 +114,22 @@ class Feed:
         self._open([*again, *(span for span in self._left if span.segment > segment)], self._checked_rows)
         return True
 
-    def _open(self, left: list[Span], checked_rows: int) -> None:
+    def _open(self, left: Sequence[Span], checked_rows: int) -> None:
         """A stream of ``left`` and of what comes after this step."""
         self._left, self._checked_rows = left, checked_rows
-        self._chunks_left = len(cut_spans(left, self.chunk_rows))
+        chunks = self.chunks(self._step, left)
+        self._chunks_left = len(chunks)
         self._steps, ahead = tee(self._steps)
-        rows = self.chunk_rows
-        spans = chain.from_iterable(cut_spans(step, rows) for step in chain([left], ahead))
-        self._stream = self.ring.stream(spans, checked_rows)
+        self._stream = self.ring.stream(
+            chain(chunks, chain.from_iterable(self.chunks(*step) for step in ahead)), checked_rows
+        )
+
+    def chunks(self, step: Sequence[Span], own: Sequence[Span]) -> list[Span]:
+        """Chunks of ``own`` rows of a step, in their order.
+
+        A step is cut alike whatever is own: what stays in memory is found by its chunk in the next step, too.
+        """
+        return chunks_left(cut_spans(step, self.chunk_rows, self._most), own)
 
     def _stop(self) -> None:
         if self._stream is not None:

@@ -258,7 +258,7 @@ def _evaluations(job: Job, final: TrainingState | None, settings: TrainingSettin
         bind(candidate.mixture, shared.frame, candidate.precision, job.device, job.workers, job.request.hard)
         for candidate in shared.candidates
     ]
-    return evaluate(job.source.shape[0], bound, settings.weighting, feed.end(), feed.chunk_rows, job.world)
+    return evaluate(job.source.shape[0], bound, settings.weighting, feed.end(), feed.chunks, job.world)
 
 
 def _save(run: RunFolder, result: FitResult, sizes: tuple[int, ...], transformation: Transformation | None) -> None:

@@ -99,7 +99,8 @@ def open_feed(job: Job) -> Feed:
     again = plan.granule * job.source.shape[1] * job.source.dtype.itemsize
     spare = (_free_bytes(job.device) // 2 if plan.limit is None else plan.limit - plan.needed) - again
 
-    longest = longest_segment(job.source.shape[0])  # no chunk is longer
+    # No chunk is longer.
+    longest = job.source.shape[0] if plan.segments > 1 else longest_segment(job.source.shape[0])
 
     def open_ring(rows: int, kept: float) -> Ring:
         return Ring(
@@ -113,7 +114,7 @@ def open_feed(job: Job) -> Feed:
             notify=job.progress.warn,
         )
 
-    return Feed(open_ring, plan.chunk_rows, plan.granule)
+    return Feed(open_ring, plan.chunk_rows, plan.granule, plan.segments)
 
 
 def _free_bytes(device: torch.device) -> int:

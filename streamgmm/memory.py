@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -24,6 +24,11 @@ _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 
 _RUNTIME_BYTES = {"cpu": 24 << 20, "cuda": 64 << 20}
 """What libraries allocate for themselves while they work: decoders' and allocators' slack, BLAS buffers."""
+
+_OPENED_BYTES = 64 << 20
+"""Of the sums of segments that a GPU begins together, so that short ones share launches; and a part of the limit."""
+
+_OPENED_PART = 16
 
 _OPEN_NODES = SEGMENTS.bit_length() + 1
 _UPDATE_COPIES = 4
@@ -56,6 +61,8 @@ class MemoryPlan:
         Bytes allowed.
     granule : int
         What a chunk must be a whole number of, should it have to shrink.
+    segments : int
+        How many segments may share a chunk where they fit one.
     """
 
     chunk_rows: int
@@ -63,6 +70,7 @@ class MemoryPlan:
     needed: int
     limit: int | None
     granule: int
+    segments: int = 1
 
 
 def plan_fit(
@@ -99,12 +107,14 @@ def plan_fit(
     sample = sampled or sample_size(n, d, largest.n_components)
     sampled_bytes = d * value_dtype(source.dtype).itemsize
     seeding = sample * sampled_bytes + seeding_bytes(largest, sample, wishes.workers)
-    resident = sum(statistics_bytes(problem) for problem in problems) * (_OPEN_NODES + _UPDATE_COPIES + behind)
+    sums = sum(statistics_bytes(problem) for problem in problems)
+    segments = _segments_at_once(sums, device, wishes)
+    resident = sums * (_OPEN_NODES + _UPDATE_COPIES + behind + segments - 1)
     # Fewer components may mean larger granules, and every chunk is a whole number of every model's.
     others = (*smaller, *([] if drawn is None else [drawn]))
     granule = max(kernel.granule(problem) for kernel in kernels for problem in (*problems, *others))
 
-    longest = longest_segment(n)
+    longest = n if segments > 1 else longest_segment(n)
 
     def needed(rows: int, threads: int) -> int:
         rows = min(rows, longest)
@@ -131,7 +141,8 @@ def plan_fit(
 
     # Where it is the sample that takes most.
     fewer = f", lower --sample-rows (now {sample})" if seeding > _streaming(source, device, granule, 1) else ""
-    return _largest(source, largest, device, wishes, granule, row_bytes, needed, fewer)
+    plan = _largest(source, largest, device, wishes, granule, row_bytes, needed, fewer)
+    return replace(plan, segments=segments)
 
 
 def plan_inference(
@@ -156,6 +167,14 @@ def plan_inference(
 
     row_bytes = source.shape[1] * source.dtype.itemsize + 2 * result_bytes
     return _largest(source, problem, device, wishes, kernel.granule(problem), row_bytes, needed)
+
+
+def _segments_at_once(sums: int, device: torch.device, wishes: Wishes) -> int:
+    """Segments, whose ``sums`` take so many bytes each, that share a chunk at most; on a CPU launches cost nothing."""
+    if device.type != "cuda":
+        return 1
+    room = _OPENED_BYTES if wishes.limit is None else min(_OPENED_BYTES, wishes.limit // _OPENED_PART)
+    return max(1, min(SEGMENTS, room // sums))
 
 
 def _streaming(source: Source, device: torch.device, rows: int, threads: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, pairwise
@@ -88,20 +88,22 @@ class Statistics:
         cls, covariance_type: str, n_components: int, shift: Tensor, device: torch.device | str = "cpu"
     ) -> Statistics:
         """Statistics of no rows about ``shift`` (D,)."""
+        (one,) = cls.several(1, covariance_type, n_components, shift, device)
+        return one
+
+    @classmethod
+    def several(
+        cls, n: int, covariance_type: str, n_components: int, shift: Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[Statistics, ...]:
+        """``n`` of `zeros`, which share their memory's blocks: few allocations, that last as long as one of them."""
         d = int(shift.shape[0])
+        shift = shift.to(device=device, dtype=torch.float64)
 
-        def empty(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
+        def empty(*shape: int) -> Sequence[Tensor]:
+            return torch.zeros((n, *shape), dtype=torch.float64, device=device).unbind()
 
-        return cls(
-            counts=empty(n_components),
-            sums=empty(n_components, d),
-            scatter=empty(*scatter_shape(covariance_type, n_components, d)),
-            log_likelihood=empty(),
-            n_rows=empty(),
-            shift=shift.to(device=device, dtype=torch.float64),
-            covariance_type=covariance_type,
-        )
+        fields = (empty(n_components), empty(n_components, d), empty(*scatter_shape(covariance_type, n_components, d)))
+        return tuple(cls(*own, shift, covariance_type) for own in zip(*fields, empty(), empty(), strict=True))
 
     def merge(self, other: Statistics) -> Statistics:
         """Statistics of both sets of rows; both must be about the same shift."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from streamgmm.errors import DataError, StreamGMMError
-from streamgmm.estep import BoundMixture, e_step, kept_form
+from streamgmm.estep import BoundMixture, e_step_of_runs, kept_form
 from streamgmm.feed import Feed
 from streamgmm.io.integrity import UNIT_BYTES, UNIT_ROWS, fold
-from streamgmm.io.plan import Span
+from streamgmm.io.plan import Span, parts_of
 from streamgmm.io.ring import Chunk
 from streamgmm.io.sources.base import Source
+from streamgmm.kernels import Run
 from streamgmm.kernels.kept import KeptForm, KeptRows
 from streamgmm.passes import regions
 from streamgmm.state import OpenSegment, TrainingState
@@ -25,28 +26,41 @@ from streamgmm.weighting import without_nonfinite
 def add_chunk(
     chunk: Chunk, bound: tuple[BoundMixture, ...], state: TrainingState, training: Training
 ) -> TrainingState | None:
-    """The state with the chunk's rows added to its segment, in place; None where device memory did not suffice."""
-    span, weighting = chunk.span, training.settings.weighting
-    opened = next((opened for opened in state.opened if opened.segment == span.segment), None)
+    """The state with the chunk's rows added to their segments, in place; None where device memory did not suffice."""
+    span, weighting, n_samples = chunk.span, training.settings.weighting, training.source.shape[0]
+    parts = parts_of(span, state.spans(n_samples))
     try:
-        opened = opened or OpenSegment(span.segment, span.start, tuple(each.empty_statistics() for each in bound))
+        opened = _opened(parts, bound, state)
         rows, skipped, given = _rows_of(chunk, bound, training), 0, weighting.training(span.start, span.stop)
         if isinstance(rows, Tensor) and weighting.skip_nonfinite:
             rows, given, skipped = without_nonfinite(rows, given, torch.from_numpy(state.frame.shift))
         weights = None if given is None else torch.from_numpy(given).to(rows.device)
         arriving = None if chunk.units is None else chunk.units()
-        for mixture, sums in zip(bound, opened.sums, strict=True):
-            e_step(rows, mixture, sums, weights)
+        for i, mixture in enumerate(bound):
+            sums = zip(parts, (each.sums[i] for each in opened), strict=True)
+            runs = [Run(part.start - span.start, part.stop - span.start, own) for part, own in sums]
+            e_step_of_runs(rows, mixture, runs, weights)
         # A device is at work on the sums while the checksums are waited for.
         units = None if arriving is None else arriving()
-        state, checksum, comparing = _checked(state, span, opened.checksum, units, training.source)
-        skipped += opened.skipped
-        opened = replace(opened, cursor=span.stop, checksum=checksum, skipped=skipped, comparing=comparing)
-        others = (other for other in state.opened if other.segment != span.segment)
-        state = replace(state, opened=(*others, opened), rows_read=state.rows_read + span.rows)
-        return _close(opened, bound, state, training.source.shape[0])
+        state, checksum, comparing = _checked(state, span, opened[0].checksum, units, training.source)
+        state = replace(state, rows_read=state.rows_read + span.rows)
+        # A chunk that several share holds what is left of each: these are closed now, and only their sum counts.
+        for part, each in zip(parts, opened, strict=True):
+            each = replace(
+                each, cursor=part.stop, checksum=checksum, skipped=each.skipped + skipped, comparing=comparing
+            )
+            state, skipped = _close(each, bound, state, n_samples), 0
+        return state
     except torch.OutOfMemoryError:
         return None
+
+
+def _opened(parts: list[Span], bound: tuple[BoundMixture, ...], state: TrainingState) -> list[OpenSegment]:
+    """The segment of each part, as it is or begun."""
+    known = {opened.segment: opened for opened in state.opened}
+    missing = sum(part.segment not in known for part in parts)
+    begun = zip(*(each.several_empty(missing) for each in bound), strict=True) if missing else iter(())
+    return [known.get(part.segment) or OpenSegment(part.segment, part.start, next(begun)) for part in parts]
 
 
 def form_to_keep(bound: tuple[BoundMixture, ...], training: Training) -> KeptForm | None:
@@ -86,19 +100,15 @@ def begin_again(segment: int, state: TrainingState, training: Training, feed: Fe
 
 
 def _close(opened: OpenSegment, bound: tuple[BoundMixture, ...], state: TrainingState, n_samples: int) -> TrainingState:
-    """Place the segment in the trees if it is whole."""
+    """The state with the segment placed in the trees if it is whole, and else among those that are opened."""
+    others = tuple(other for other in state.opened if other.segment != opened.segment)
     if opened.cursor != next(span.stop for span in state.spans(n_samples) if span.segment == opened.segment):
-        return state
+        return replace(state, opened=(*others, opened))
     trees = (
         tree.place(opened.segment, mixture.finish(sums))
         for tree, mixture, sums in zip(state.trees, bound, opened.sums, strict=True)
     )
-    return replace(
-        state,
-        trees=tuple(trees),
-        opened=tuple(other for other in state.opened if other is not opened),
-        skipped=state.skipped + opened.skipped,
-    )
+    return replace(state, trees=tuple(trees), opened=others, skipped=state.skipped + opened.skipped)
 
 
 def _checked(
@@ -126,7 +136,8 @@ def _checked(
         if checksum is not None:
             here, there = (-(-(end - span.start) // UNIT_ROWS) * UNIT_BYTES for end in (row, stop))
             checksum, comparing = fold(checksum, units[here:there]), place in known and stop < last
-        if stop == last and checksum is not None and known.setdefault(place, checksum) != checksum:
+        whole = first < last == stop
+        if whole and checksum is not None and known.setdefault(place, checksum) != checksum:
             raise DataError(
                 f"{source.name}: changed since the first pass, between {source.locate(first)} and "
                 f"{source.locate(last - 1)}; restore it, or start over with --fresh"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from streamgmm.distributed import World, share_of
 from streamgmm.errors import PeerLost
 from streamgmm.estep import BoundMixture
-from streamgmm.feed import Feed
+from streamgmm.feed import Feed, Share
 from streamgmm.io.plan import Span
 from streamgmm.nonfinite import explain, finite_sums, widened
 from streamgmm.passes import steps_of
@@ -92,12 +92,13 @@ def _share_out(state: TrainingState, training: Training, feed: Feed) -> Training
     return state if world.leads else handed_over(state)
 
 
-def _shares(state: TrainingState, n_samples: int, world: World) -> Iterator[list[Span]]:
-    """What this process owns of the current step and of every one to come; ends where that is nothing, for good."""
+def _shares(state: TrainingState, n_samples: int, world: World) -> Iterator[Share]:
+    """The current step and every one to come, with what this process owns; ends where that is nothing, for good."""
     number, step = state.number, state.step
     while True:
-        shares = [share_of(spans, world.rank, world.size) for spans in steps_of(state.course, n_samples, number)]
-        yield from shares[step:]
+        steps = steps_of(state.course, n_samples, number)
+        shares = [share_of(spans, world.rank, world.size) for spans in steps]
+        yield from zip(steps[step:], shares[step:], strict=True)
         if not state.course.is_stepwise(number) and not any(shares):
             return
         number, step = number + 1, 0

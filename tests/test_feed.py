@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def test_each_shrinking_halves_the_chunks_and_what_stays_on_the_device():
         return Ring(source, rows, torch.device("cpu"), 1)
 
     with Feed(open_ring, 65_536, 16_384) as feed:
-        feed.begin(spans, [spans], 0)
+        feed.begin(spans, [(spans, spans)], 0)
         fed = [feed.shrink(spans[0].segment) for _ in range(3)]
         assert sum(chunk.span.rows for chunk in feed) == source.shape[0]
     assert fed == [True, True, False]
@@ -71,7 +73,7 @@ def test_rows_stay_as_stored_once_their_form_changed(remedy):
         return torch.cat([chunk.rows[:, 0].clone() for chunk in feed]).tolist()
 
     with Feed(open_ring, 65_536, 16_384) as feed:
-        feed.begin(spans, [spans] * 6, 0)
+        feed.begin(spans, [(spans, spans)] * 6, 0)
         for _ in range(2):
             feed.keep_as(Form("a"))
             assert step_of(feed) == x[:, 0].tolist()
@@ -102,7 +104,7 @@ def test_whoever_takes_the_ring_finds_rows_as_stored():
         return ring
 
     with Feed(open_ring, 65_536, 16_384) as feed:
-        feed.begin(spans, [spans] * 3, 0)
+        feed.begin(spans, [(spans, spans)] * 3, 0)
         feed.keep_as(Form("a"))
         for _ in feed:
             pass
@@ -119,9 +121,39 @@ def test_what_is_streamed_after_the_end_has_the_slots_for_itself():
         return Ring(source, rows, torch.device("cpu"), 2)
 
     with Feed(open_ring, 16_384, 16_384) as feed:
-        feed.begin(spans, [spans, spans], 0)
+        feed.begin(spans, [(spans, spans)] * 2, 0)
         next(iter(feed))
         chunks = feed.end().stream(cut_spans(spans, 16_384))
         rows = torch.cat([chunk.rows.clone() for chunk in chunks])
         assert list(feed) == []
     assert torch.equal(rows[:, 0], torch.arange(200_000, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_what_is_left_may_be_others_of_a_step_than_what_was_owned(most):
+    """As after a process was killed: those that go on share what is left, and the next step as ever."""
+    source = ArraySource(np.arange(4_000_000, dtype=np.float32)[:, None])
+    spans = segment_spans(source.shape[0])
+    own, left = spans[:30], [replace(spans[40], start=spans[40].start + 16_384), *spans[41:50]]
+
+    def rows_of(feed: Feed) -> list[int]:
+        return torch.cat([chunk.rows[:, 0].clone() for chunk in feed]).long().tolist()
+
+    with Feed(lambda rows, kept: Ring(source, rows, torch.device("cpu"), 1), 1 << 18, 16_384, most) as feed:
+        feed.begin(left, [(spans, own)] * 2, 0)
+        ends = {chunk.stop for chunk in feed.chunks(spans, spans)}
+        assert {chunk.stop for chunk in feed.chunks(spans, left)} <= ends | {left[-1].stop}
+        assert rows_of(feed) == [row for span in left for row in range(span.start, span.stop)]
+        feed.next_step()
+        assert rows_of(feed) == list(range(own[-1].stop))
+
+
+def test_memory_that_runs_out_in_what_another_process_had_begun():
+    source = ArraySource(np.arange(4_000_000, dtype=np.float32)[:, None])
+    spans = segment_spans(source.shape[0])
+    left = spans[40:44]
+    with Feed(lambda rows, kept: Ring(source, rows, torch.device("cpu"), 1), 1 << 16, 16_384) as feed:
+        feed.begin(left, [(spans, spans[:30])], 0)
+        next(iter(feed))
+        assert feed.shrink(left[0].segment)
+        assert sum(chunk.span.rows for chunk in feed) == sum(span.rows for span in left)

@@ -150,10 +150,10 @@ def test_killed_and_resumed_in_other_processes(undisturbed, tmp_path):
     np.save(tmp_path / "x.npy", ROWS)
     program = (
         "import sys; from streamgmm.cli import main; from streamgmm import summing; "
-        "add, left = summing.e_step, [int(sys.argv.pop(1))]\n"
+        "add, left = summing.e_step_of_runs, [int(sys.argv.pop(1))]\n"
         "def counted(*a):\n left[0] -= 1\n if left[0] == 0: import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
         " return add(*a)\n"
-        "summing.e_step = counted; main()"
+        "summing.e_step_of_runs = counted; main()"
     )
     options = ["-k", "10", "--algorithm", "stepwise", "--tol", "0", "--seed", "3", "--device", "cpu"]
     command = ["fit", "x.npy", *options, "--output", "run", "--checkpoint-every", "0", "--json"]

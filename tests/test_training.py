@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 from streamgmm import statistics as statistics_module
 from streamgmm import summing
 from streamgmm.errors import DataError, NumericalError, RequestError, StreamGMMError
+from streamgmm.estep import BoundMixture
 from streamgmm.fitting import fit
 from streamgmm.io.integrity import UNIT_ROWS, fold, unit_checksums
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources import open_source
 from streamgmm.io.sources.array import ArraySource
+from streamgmm.kernels import Run
 from streamgmm.mixture import Mixture, covariance_shape
 from streamgmm.recorder import Progress
 from streamgmm.request import FitRequest
@@ -35,7 +38,15 @@ def request(kind: str = "diag", **changes: object) -> FitRequest:
     return FitRequest(5, **{"covariance_type": kind, "max_iter": 4, "tol": 0.0, "device": "cpu", **changes})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[1, 2, 64], autouse=True)
+def segments(request) -> Iterator[None]:
+    """As many may share a chunk, as on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamgmm.memory._segments_at_once", lambda *_: request.param)
+        yield
+
+
+@pytest.fixture(scope="session")
 def undisturbed() -> dict[str, FitResult]:
     return {kind: fit(ArraySource(ROWS), request(kind)) for kind in COVARIANCE_TYPES}
 
@@ -277,14 +288,17 @@ class Warned(Progress):
 
 def with_device_memory_for(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on larger chunks run out of device memory, after they were half added."""
-    add = summing.e_step
+    add = summing.e_step_of_runs
 
-    def short(chunk: torch.Tensor, *arguments: object) -> None:
-        add(chunk[: len(chunk) // 2] if len(chunk) > rows else chunk, *arguments)
-        if len(chunk) > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    def short(chunk: torch.Tensor, bound: BoundMixture, runs: list[Run], weights: None) -> None:
+        if len(chunk) <= rows:
+            add(chunk, bound, runs, weights)
+            return
+        half = len(chunk) // 2
+        add(chunk[:half], bound, [Run(0, half, runs[0].statistics)], weights)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(summing, "e_step", short)
+    monkeypatch.setattr(summing, "e_step_of_runs", short)
 
 
 @pytest.mark.parametrize("kind", ["diag", "full"])

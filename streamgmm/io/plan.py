@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from streamgmm.statistics import BLOCK_ROWS, segment_bounds
 
 @dataclass(frozen=True)
 class Span:
-    """Rows [start, stop) of one segment: what one chunk holds."""
+    """Rows [start, stop): what one chunk holds. ``segment`` is that of the first row."""
 
     start: int
     stop: int
@@ -41,15 +42,46 @@ def segment_spans(n_samples: int, start: int = 0) -> list[Span]:
     return [Span(max(first, start), last, segment) for segment, (first, last) in bounds if max(first, start) < last]
 
 
-def cut_spans(spans: Iterable[Span], chunk_rows: int) -> list[Span]:
-    """Cut each span into chunks of at most ``chunk_rows``, which divides a block or is a multiple of one."""
+def cut_spans(spans: Iterable[Span], chunk_rows: int, most: int = 1) -> list[Span]:
+    """Cut each span into chunks of at most ``chunk_rows``, which divides a block or is a multiple of one.
+
+    Up to ``most`` spans that follow one another share a chunk where they fit one.
+    """
     if BLOCK_ROWS % chunk_rows and chunk_rows % BLOCK_ROWS:
         raise ValueError(f"chunk_rows must divide {BLOCK_ROWS} or be a multiple of it; got {chunk_rows}")
-    return [
-        Span(row, min(row + chunk_rows, span.stop), span.segment)
-        for span in spans
-        for row in range(span.start, span.stop, chunk_rows)
-    ]
+    chunks, shared = list[Span](), most
+    for span in spans:
+        last = chunks[-1] if shared < most else None
+        if last is not None and last.stop == span.start and span.stop - last.start <= chunk_rows:
+            chunks[-1], shared = replace(last, stop=span.stop), shared + 1
+        else:
+            rows = range(span.start, span.stop, chunk_rows)
+            chunks += [Span(row, min(row + chunk_rows, span.stop), span.segment) for row in rows]
+            shared = 1 if len(rows) == 1 else most
+    return chunks
+
+
+def chunks_left(chunks: Iterable[Span], left: Sequence[Span]) -> list[Span]:
+    """What remains of ``chunks`` where only the rows of ``left`` do; both are in the order of the rows.
+
+    Chunks keep their ends: what stays in memory between passes is found by them.
+    """
+    parts = list[Span]()
+    for chunk in chunks:
+        own = parts_of(chunk, left)
+        for part in own:
+            if part is not own[0] and parts[-1].stop == part.start:
+                parts[-1] = replace(parts[-1], stop=part.stop)
+            else:
+                parts.append(part)
+    return parts
+
+
+def parts_of(chunk: Span, spans: Sequence[Span]) -> list[Span]:
+    """The rows of a chunk by the spans, in the order of the rows, that they belong to."""
+    first = bisect_right(spans, chunk.start, key=lambda span: span.stop)
+    last = bisect_left(spans, chunk.stop, key=lambda span: span.start)
+    return [Span(max(s.start, chunk.start), min(s.stop, chunk.stop), s.segment) for s in spans[first:last]]
 
 
 def round_chunk_rows(rows: int, granule: int) -> int:

@@ -30,6 +30,14 @@ class Problem:
     covariance_type: str
 
 
+class Run(NamedTuple):
+    """Rows [start, stop) of a call, and the statistics that they are added to."""
+
+    start: int
+    stop: int
+    statistics: Statistics
+
+
 class TopComponents(NamedTuple):
     """The most responsible components of some rows, on the rows' device.
 

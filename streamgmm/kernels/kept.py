@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from streamgmm.kernels import Kernel
-from streamgmm.statistics import Statistics
+from streamgmm.kernels import Kernel, Run
 
 UNIT = 1024
 """Rows of one flag; divides every granule."""
@@ -89,15 +88,18 @@ class KeptForm(Protocol):
 
 
 @runtime_checkable
-class KeepingKernel(Kernel, Protocol):
-    """A kernel that can take rows in a form in which they are kept."""
+class RunKernel(Kernel, Protocol):
+    """A kernel that takes the rows of several sums in one call, in a form in which they are kept, too."""
 
     def kept_form(self, parameters: Any) -> KeptForm | None:
         """The form; None where it is that of the stored rows."""
         ...
 
-    def accumulate(
-        self, rows: Tensor | KeptRows, parameters: Any, statistics: Statistics, weights: Tensor | None = None
+    def accumulate_runs(
+        self, rows: Tensor | KeptRows, parameters: Any, runs: Sequence[Run], weights: Tensor | None = None
     ) -> None:
-        """As `Kernel.accumulate`, with the same bits for rows in either form."""
+        """`Kernel.accumulate` of each run, with the same bits for rows in either form.
+
+        Together the runs are all rows, in order, and every one begins at a granule.
+        """
         ...

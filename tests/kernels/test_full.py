@@ -63,8 +63,11 @@ def draw(
     roots = noise * rotations * np.sqrt(rng.uniform(0.5, 2.0, (k, 1, d)))
     means = offset + spread * rng.standard_normal((k, d))
     weights = rng.uniform(0.5, 1.5, k)
-    labels = rng.integers(0, k, n)
-    rows = means[labels] + np.einsum("nij,nj->ni", roots[labels], rng.standard_normal((n, d)))
+    labels, noise_rows = rng.integers(0, k, n), rng.standard_normal((n, d))
+    rows = means[labels]
+    for own in np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=k))[:-1]):
+        if len(own):  # a factor a row would be gigabytes
+            rows[own] += noise_rows[own] @ roots[labels[own[0]]].T
     mixture = Mixture(
         weights / weights.sum(), means * scale, (roots @ roots.swapaxes(1, 2)) * np.outer(scale, scale), "full"
     )

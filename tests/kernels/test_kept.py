@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from streamgmm.estep import BoundMixture, bind, e_step, kept_form
+from streamgmm.estep import BoundMixture, bind, e_step, e_step_of_runs, kept_form
 from streamgmm.fitting import fit
 from streamgmm.frame import Frame
 from streamgmm.io.ring import Ring
 from streamgmm.io.sources.array import ArraySource
-from streamgmm.kernels import Kernel, Problem
+from streamgmm.kernels import Kernel, Problem, Run
 from streamgmm.kernels.fused import half_form
 from streamgmm.kernels.fused.kernel import TritonKernel
 from streamgmm.kernels.kept import KeptRows
@@ -104,6 +105,19 @@ def test_rows_that_do_not_fit_are_taken_as_they_are_stored(covariance_type, k, g
         assert expected.log_likelihood.isnan()
     else:
         assert same_bits(found, expected)
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_runs_of_one_call(covariance_type, device):
+    case = draw(covariance_type, 2 * 1024 + 50, 3, 4, device)
+    case.rows[1024 + 70, 1] = 1e7
+    bound, asked = bound_of(case), list[tuple[int, int]]()
+    rows, edges = kept(case, bound, asked), [0, 1024, len(case.rows)]
+    found = bound.several_empty(2)
+    e_step_of_runs(rows, bound, [Run(*edge, own) for edge, own in zip(pairwise(edges), found, strict=True)])
+    assert asked == [(1024, 2048)]
+    for (first, last), own in zip(pairwise(edges), found, strict=True):
+        assert same_bits(bound.finish(own), sums(case.rows[first:last], bound))
 
 
 @pytest.mark.parametrize("covariance_type", TYPES)
@@ -240,9 +254,9 @@ def test_memory_that_runs_out_over_kept_rows(fake_gpu, monkeypatch):
         chunks.append((len(own), isinstance(own, KeptRows)))
         if len(own) > 1024 and sum(kept for _, kept in chunks) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        e_step(own, *others)
+        e_step_of_runs(own, *others)
 
-    monkeypatch.setattr("streamgmm.summing.e_step", short)
+    monkeypatch.setattr("streamgmm.summing.e_step_of_runs", short)
     result = fitted(1 << 20, rows, {"precision": "medium", "chunk_rows": 2048}, fake_gpu, monkeypatch)
     whole, half = [*[2048] * 3, 1024], [1024] * 7
     assert [n for n, _ in chunks] == [*whole, *whole[:2], *half, *half]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from streamgmm.frame import Frame
-from streamgmm.kernels import Problem
+from streamgmm.kernels import Problem, Run
 from streamgmm.kernels.fused.configs import granule_of, launches_of, stride_of
 from streamgmm.kernels.fused.half_form import HalfForm
 from streamgmm.kernels.fused.kernel import (
@@ -95,6 +96,36 @@ def test_cuts_at_granules_keep_the_bits(covariance_type, precision, device, monk
     monkeypatch.setattr("streamgmm.kernels.fused.kernel._PARTIAL_BYTES", 1)
     assert same_bits(whole, sums_of(kernel, case))
     assert torch.equal(rows, log_likelihood_of(kernel, case))
+
+
+@each_kernel
+def test_runs_of_one_call_have_the_bits_of_calls(covariance_type, precision, device, monkeypatch):
+    case = draw(covariance_type, 2 * 1024 + 77, 3, 5, device)
+    case.rows[1050] *= 1e4  # redone in a wider form
+    kernel = TritonKernel(precision)
+    parameters = kernel.parameters(case.mixture, case.frame, device)
+    drawn = torch.rand(len(case.rows), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = drawn.to(device)
+    edges = [0, 1024, len(case.rows)]
+
+    def empty() -> tuple[Statistics, ...]:
+        return Statistics.several(2, covariance_type, 3, torch.zeros(5, dtype=torch.float64), device)
+
+    expected = empty()
+    for (first, last), own in zip(pairwise(edges), expected, strict=True):
+        kernel.accumulate(case.rows[first:last], parameters, own, weights[first:last])
+
+    def same_in_one_call() -> bool:
+        found = empty()
+        runs = [Run(*edge, own) for edge, own in zip(pairwise(edges), found, strict=True)]
+        kernel.accumulate_runs(case.rows, parameters, runs, weights)
+        return all(same_bits(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+    assert same_in_one_call()
+    # Scratch for a granule at a time, and for a part of the components.
+    monkeypatch.setattr("streamgmm.kernels.fused.kernel._ROW_BYTES", 1)
+    monkeypatch.setattr("streamgmm.kernels.fused.kernel._PARTIAL_BYTES", 1)
+    assert same_in_one_call()
 
 
 @each_kernel

@@ -45,7 +45,7 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.
 @pytest.mark.parametrize("calls", [0, 20, 40])
 def test_a_device_that_runs_out_of_memory_for_good(folder, call, refused, monkeypatch, calls):  # noqa: F811
     with monkeypatch.context() as patched:
-        patched.setattr(summing, "e_step", after(calls, OUT_OF_MEMORY, summing.e_step))
+        patched.setattr(summing, "e_step_of_runs", after(calls, OUT_OF_MEMORY, summing.e_step_of_runs))
         outcome = call(*FIT, *SAVED)
     assert outcome.status == 1
     assert len(outcome.errors) == 1, outcome.stderr
@@ -58,7 +58,8 @@ def test_a_device_that_runs_out_of_memory_for_good(folder, call, refused, monkey
 def test_a_device_that_runs_out_of_memory_once(folder, call, monkeypatch, calls):  # noqa: F811
     whole = call(*FIT).json["digest"]
     with monkeypatch.context() as patched:
-        patched.setattr(summing, "e_step", after(calls, OUT_OF_MEMORY, summing.e_step, until=calls + 1))
+        once = after(calls, OUT_OF_MEMORY, summing.e_step_of_runs, until=calls + 1)
+        patched.setattr(summing, "e_step_of_runs", once)
         outcome = call(*FIT, *SAVED)
     if outcome.status == 0:
         assert outcome.json["digest"] == whole

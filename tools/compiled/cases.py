@@ -17,7 +17,7 @@ from streamgmm.frame import Frame
 from streamgmm.kernels import Kernel
 from streamgmm.kernels.fused import full_kernel
 from streamgmm.kernels.fused.kernel import TritonKernel
-from streamgmm.kernels.kept import KeepingKernel, KeptRows
+from streamgmm.kernels.kept import RunKernel, KeptRows
 from streamgmm.kernels.neighbours.search import Search
 from streamgmm.mixture import Mixture, covariance_shape
 from streamgmm.statistics import Statistics
@@ -136,7 +136,7 @@ def _steps(call: str) -> Iterator[Step]:
 
 
 def _kept(kernel: Kernel, rows: Tensor, parameters: Any) -> KeptRows:
-    assert isinstance(kernel, KeepingKernel)
+    assert isinstance(kernel, RunKernel)
     form = kernel.kept_form(parameters)
     assert form is not None
     place = torch.zeros(form.size(len(rows)), dtype=torch.uint8)

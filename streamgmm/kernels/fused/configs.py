@@ -50,6 +50,7 @@ class Launches:
     respond: Tile = Tile(64, COMPONENT_TILE, 4, 2)
 
 
+@cache
 def stride_of(n_features: int) -> int:
     """Features a working row is padded to: a power of two, or whole slices of 256."""
     if n_features <= _WIDEST_SLICE:
@@ -57,6 +58,7 @@ def stride_of(n_features: int) -> int:
     return -(-n_features // _WIDEST_SLICE) * _WIDEST_SLICE
 
 
+@cache
 def granule_of(problem: Problem) -> int:
     """Rows of one fp32 accumulation: enough that a tile finds many live rows, and storing partials stays cheap."""
     width = 16 * problem.n_components

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TypeAlias
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from streamgmm.device import on
 from streamgmm.frame import Frame
-from streamgmm.kernels import Problem, TopComponents
+from streamgmm.kernels import Problem, Run, TopComponents
 from streamgmm.kernels.fused import rows as row_code
 from streamgmm.kernels.fused import sums as sum_code
 from streamgmm.kernels.fused.configs import COMPONENT_PADDING, COMPONENT_TILE, granule_of, stride_of
@@ -102,88 +102,50 @@ class TritonKernel:
         statistics: Statistics,
         weights: Tensor | None = None,
     ) -> None:
-        with on(rows.device):
-            for own in _pieces(len(rows), self._bounds(parameters.problem).rows):
-                self._accumulate(rows[own], parameters, statistics, None if weights is None else weights[own])
+        self.accumulate_runs(rows, parameters, [Run(0, len(rows), statistics)], weights)
 
-    def _accumulate(
-        self, rows: Tensor | KeptRows, parameters: FusedParameters, statistics: Statistics, weights: Tensor | None
+    def accumulate_runs(
+        self,
+        rows: Tensor | KeptRows,
+        parameters: FusedParameters,
+        runs: Sequence[Run],
+        weights: Tensor | None = None,
     ) -> None:
-        granule, most = granule_of(parameters.problem), self._bounds(parameters.problem).redone
+        with on(rows.device):
+            self._in_pieces(_Call(rows, runs, weights), self._bounds(parameters.problem).rows, parameters)
+
+    def _in_pieces(self, call: _Call, size: int, parameters: FusedParameters) -> None:
+        for own in _pieces(len(call.rows), size):
+            self._accumulate(call.piece(own), parameters)
+
+    def _accumulate(self, call: _Call, parameters: FusedParameters) -> None:
+        rows, granule, bounds = call.rows, granule_of(parameters.problem), self._bounds(parameters.problem)
         working, flags = normalise(rows, self._form(parameters), maxima=True)
         live = _live_rows(working)
-        own_weights = None if weights is None else _scaled(weights, working.n_padded, granule)
+        weights = None if call.weights is None else _scaled(call.weights, working.n_padded, granule)
         # The device is not kept waiting until the host knows of the flags: where one is set, this adds nothing.
-        known = self._add(statistics, working, live, own_weights, (flags.there, len(flags.there)))
+        known = _add(call.runs, working, live, weights, (flags.there, len(flags.there)), bounds.components)
         marked = flags.wait()
         if any(marked) and isinstance(rows, KeptRows):
-            del working, live, own_weights, known  # their memory is needed again
-            self._accumulate_mixed(rows, marked, parameters, statistics, weights)
-        elif sum(marked) > most:
-            for own in _pieces(len(rows), most * granule):
-                self._accumulate(rows[own], parameters, statistics, None if weights is None else weights[own])
+            del working, live, weights, known  # their memory is needed again
+            self._accumulate_mixed(call, marked, parameters)
+        elif sum(marked) > bounds.redone:
+            self._in_pieces(call, bounds.redone * granule, parameters)
         elif any(marked):
             assert isinstance(rows, Tensor)
             found = redo(rows, working, marked, maxima=True)
             redone = [(r, _live_rows(r.rows) if isinstance(r.rows, WorkingRows) else None) for r in found]
-            self._add(statistics, working, live, own_weights, (flags.there, 0), redone, known)
+            _add(call.runs, working, live, weights, (flags.there, 0), bounds.components, redone, known)
 
-    def _add(
-        self,
-        statistics: Statistics,
-        working: WorkingRows,
-        live: LiveRows,
-        weights: RowWeights | None,
-        unless: _Flagged,
-        redone: Sequence[tuple[Redone, LiveRows | None]] = (),
-        known: Partials | None = None,
-    ) -> Partials | None:
-        """Add the sums of normalised rows, ``unless`` a flag is set; nothing is waited for.
-
-        Gives the partials, to be ``known`` when some granules were ``redone``; None where they are too many to be kept.
-        """
-        parameters, form = working.form.parameters, working.form
-        problem, granule, n_padded = parameters.problem, granule_of(parameters.problem), len(parameters.order)
-        granules, at_once = -(-working.n_rows // granule), self._bounds(problem).components
-        partials: Partials | None = None
-        for first in range(0, n_padded, at_once):
-            partials = known
-            if partials is None:
-                partials = _empty_partials(problem, granules, min(at_once, n_padded - first), working.x.device)
-                form.sum_components(working, live, weights, first, partials)
-            for again, again_live in redone:
-                start, stop = again.first_granule, again.first_granule + -(-len(again.rows) // granule)
-                replaced = partials.granules(start, stop)
-                some = None if weights is None else weights.granules(start, stop, granule)
-                if isinstance(again.rows, WorkingRows):
-                    assert again_live is not None
-                    again.rows.form.sum_components(again.rows, again_live, some, first, replaced)
-                    again.rows.form.move_to_origin(replaced, first)
-                else:
-                    _sum_widest(again.rows, form, some, first, replaced)
-            _add_components(statistics, partials, parameters, first, unless)
-        if parameters.is_tied:
-            _add_moments(statistics, working, redone, weights, unless)
-        _add_rows(statistics, working, weights, granules, unless)
-        return partials if n_padded <= at_once else None
-
-    def _accumulate_mixed(
-        self,
-        rows: KeptRows,
-        marked: list[int],
-        parameters: FusedParameters,
-        statistics: Statistics,
-        weights: Tensor | None,
-    ) -> None:
-        """Rows of which the ``marked`` granules want a wider form, which is made of stored rows, one granule's at a
-        time: cuts change no bit."""
+    def _accumulate_mixed(self, call: _Call, marked: list[int], parameters: FusedParameters) -> None:
+        """Kept rows of which the ``marked`` granules want a wider form, which is made of stored rows, one granule's at
+        a time: cuts change no bit."""
         granule, first = granule_of(parameters.problem), 0
         for wider, run in groupby(marked, bool):
-            stop = min(first + granule * len(list(run)), len(rows))
+            stop = min(first + granule * len(list(run)), len(call.rows))
             for own in _pieces(stop - first, granule if wider else stop - first):
-                some = slice(first + own.start, first + own.stop)
-                each = rows[some].as_stored() if wider else rows[some]
-                self._accumulate(each, parameters, statistics, None if weights is None else weights[some])
+                some = call.piece(slice(first + own.start, first + own.stop))
+                self._accumulate(some.as_stored() if wider else some, parameters)
             first = stop
 
     def finish(self, statistics: Statistics, parameters: FusedParameters) -> Statistics:
@@ -244,6 +206,26 @@ class _Bounds:
     rows: int
     components: int
     redone: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """Rows, the runs of them with the statistics that these are added to, and weights (n,)."""
+
+    rows: Tensor | KeptRows
+    runs: Sequence[Run]
+    weights: Tensor | None
+
+    def piece(self, own: slice) -> _Call:
+        """Rows from one granule's first to another's."""
+        cut = (Run(max(run.start, own.start), min(run.stop, own.stop), run.statistics) for run in self.runs)
+        runs = [Run(run.start - own.start, run.stop - own.start, run.statistics) for run in cut if run.start < run.stop]
+        return _Call(self.rows[own], runs, None if self.weights is None else self.weights[own])
+
+    def as_stored(self) -> _Call:
+        """The same of kept rows as they are stored. Raises as the source they are read from."""
+        assert isinstance(self.rows, KeptRows)
+        return replace(self, rows=self.rows.as_stored())
 
 
 def _bounds(problem: Problem, form: type[HalfForm] | type[SplitForm], architecture: str) -> _Bounds:
@@ -324,6 +306,53 @@ def _empty_partials(problem: Problem, granules: int, components: int, device: to
     return Partials(counts, sums, torch.empty_like(sums if problem.covariance_type == "diag" else counts))
 
 
+def _add(
+    runs: Sequence[Run],
+    working: WorkingRows,
+    live: LiveRows,
+    weights: RowWeights | None,
+    unless: _Flagged,
+    at_once: int,
+    redone: Sequence[tuple[Redone, LiveRows | None]] = (),
+    known: Partials | None = None,
+) -> Partials | None:
+    """Add the sums of normalised rows, ``at_once`` components together, ``unless`` a flag is set; waits for nothing.
+
+    Gives the partials, to be ``known`` when some granules were ``redone``; None where they are too many to be kept.
+    """
+    parameters, form = working.form.parameters, working.form
+    problem, granule, n_padded = parameters.problem, granule_of(parameters.problem), len(parameters.order)
+    granules = -(-working.n_rows // granule)
+    # Granules of each run, and where their sums go.
+    shares = [(slice(run.start // granule, -(-run.stop // granule)), run.statistics) for run in runs]
+    partials: Partials | None = None
+    for first in range(0, n_padded, at_once):
+        partials = known
+        if partials is None:
+            partials = _empty_partials(problem, granules, min(at_once, n_padded - first), working.x.device)
+            form.sum_components(working, live, weights, first, partials)
+        for again, again_live in redone:
+            start, stop = again.first_granule, again.first_granule + -(-len(again.rows) // granule)
+            replaced = partials.granules(start, stop)
+            some = None if weights is None else weights.granules(start, stop, granule)
+            if isinstance(again.rows, WorkingRows):
+                assert again_live is not None
+                again.rows.form.sum_components(again.rows, again_live, some, first, replaced)
+                again.rows.form.move_to_origin(replaced, first)
+            else:
+                _sum_widest(again.rows, form, some, first, replaced)
+        for own, statistics in shares:
+            _add_components(statistics, partials.granules(own.start, own.stop), parameters, first, unless)
+    moments = _moments(working, redone, weights) if parameters.is_tied else None
+    row_sums = _row_sums(working, weights, granules)
+    for own, statistics in shares:
+        if moments is not None:
+            _add_moments(statistics, moments[own], unless)
+        some_sums = row_sums[own]
+        sum_code.add_rows[(1,)](statistics.log_likelihood, statistics.n_rows, some_sums, len(some_sums), *unless)
+    return partials if n_padded <= at_once else None
+
+
 def _sum_widest(rows: Tensor, form: Form, weights: RowWeights | None, first: int, partials: Partials) -> None:
     """The partials of the components from ``first`` on from stored rows, in fp64, one granule at a time."""
     parameters = form.parameters
@@ -365,14 +394,10 @@ def _add_components(
     )  # fmt: skip
 
 
-def _add_moments(
-    statistics: Statistics,
-    working: WorkingRows,
-    redone: Sequence[tuple[Redone, LiveRows | None]],
-    weights: RowWeights | None,
-    unless: _Flagged,
-) -> None:
-    """Σ yyᵀ of ``tied``."""
+def _moments(
+    working: WorkingRows, redone: Sequence[tuple[Redone, LiveRows | None]], weights: RowWeights | None
+) -> Tensor:
+    """Each granule's Σ yyᵀ of ``tied``, (granules, D', D')."""
     form, parameters = working.form, working.form.parameters
     granule, stride = granule_of(parameters.problem), stride_of(parameters.problem.n_features)
     granules = -(-working.n_rows // granule)
@@ -387,6 +412,12 @@ def _add_moments(
             d = parameters.problem.n_features
             for i, exact in enumerate(_widest_statistics(again.rows, parameters, some)):
                 moments[start + i, :d, :d] = exact.scatter
+    return moments
+
+
+def _add_moments(statistics: Statistics, moments: Tensor, unless: _Flagged) -> None:
+    """Add each granule's, one after the other."""
+    granules, stride, _ = moments.shape
     block = 256
     sum_code.add_in_order[(triton.cdiv(statistics.scatter.numel(), block),)](
         statistics.scatter, moments, statistics.scatter.numel(), statistics.scatter.shape[1], stride, granules,
@@ -394,10 +425,8 @@ def _add_moments(
     )  # fmt: skip
 
 
-def _add_rows(
-    statistics: Statistics, working: WorkingRows, weights: RowWeights | None, granules: int, unless: _Flagged
-) -> None:
-    """Σ w log p and Σ w."""
+def _row_sums(working: WorkingRows, weights: RowWeights | None, granules: int) -> Tensor:
+    """Each granule's Σ w log p and Σ w, (granules, 2)."""
     form = working.form
     sums = torch.empty((granules, 2), dtype=torch.float64, device=working.lse.device)
     sum_code.sum_rows[(granules,)](
@@ -407,7 +436,7 @@ def _add_rows(
     )  # fmt: skip
     if form.offset:
         sums[:, 0] += NATS * form.offset * sums[:, 1]
-    sum_code.add_rows[(1,)](statistics.log_likelihood, statistics.n_rows, sums, granules, *unless)
+    return sums
 
 
 def _likelihood(working: WorkingRows) -> Tensor:
