@@ -7,9 +7,10 @@ from itertools import chain, tee
 from types import TracebackType
 from typing import TypeAlias
 
+from streamgmm.io.intake import Chunk
 from streamgmm.io.plan import Span, chunks_left, cut_spans, round_chunk_rows
 from streamgmm.io.residency import Narrowing
-from streamgmm.io.ring import Chunk, Ring
+from streamgmm.io.ring import Ring
 
 Share: TypeAlias = tuple[Sequence[Span], Sequence[Span]]
 """The spans of a step, and those of them that one process owns."""

@@ -23,8 +23,9 @@ from streamgmm.distributed import Message, World, share_of
 from streamgmm.errors import NumericalError
 from streamgmm.estep import BoundMixture, bind
 from streamgmm.frame import Frame, frame_of
+from streamgmm.io.intake import Chunk
 from streamgmm.io.plan import cut_spans, segment_spans
-from streamgmm.io.ring import Chunk, Ring
+from streamgmm.io.ring import Ring
 from streamgmm.io.sources.base import Source
 from streamgmm.mixture import Float64Array
 from streamgmm.seeding import Sample, check_finite

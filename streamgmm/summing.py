@@ -11,9 +11,9 @@ from torch import Tensor
 from streamgmm.errors import DataError, StreamGMMError
 from streamgmm.estep import BoundMixture, e_step_of_runs, kept_form
 from streamgmm.feed import Feed
+from streamgmm.io.intake import Chunk
 from streamgmm.io.integrity import UNIT_BYTES, UNIT_ROWS, fold
 from streamgmm.io.plan import Span, parts_of
-from streamgmm.io.ring import Chunk
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import Run
 from streamgmm.kernels.kept import KeptForm, KeptRows

@@ -11,6 +11,8 @@ import torch
 from streamgmm.io.on_device import OnDevice
 from streamgmm.io.residency import Tier
 from streamgmm.io.ring import Ring
+from streamgmm.io.sending import Sender
+from streamgmm.io.sending import sends as can_send
 
 
 class FakeEvent:
@@ -47,11 +49,17 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
 
-    def disguise(ring: Ring, host: int = 0, device: int = 0) -> Ring:
-        ring._device = SimpleNamespace(type="cuda")
-        ring._buffers = [torch.empty_like(ring._slots[0]) for _ in range(2)]
-        ring._on_host = Tier(host, lambda size: torch.empty(size, dtype=torch.uint8))
-        ring._on_device = OnDevice(Tier(device, lambda size: torch.empty(size, dtype=torch.uint8), exact=True))
+    def pageable(size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8)
+
+    def disguise(ring: Ring, host: int = 0, device: int = 0, *, sends: bool = True) -> Ring:
+        intake = ring._intake
+        ring._device = intake._device = SimpleNamespace(type="cuda")
+        intake.buffers = [intake._typed(intake._allocate()) for _ in range(2)]
+        intake.on_host = Tier(host, pageable)
+        intake.on_device = OnDevice(Tier(device, pageable, exact=True))
+        if sends and can_send(intake._source):
+            intake._sender = Sender(intake._source, len(intake.buffers[0]), ring._device, pageable)
         return ring
 
     return disguise

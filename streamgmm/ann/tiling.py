@@ -10,8 +10,8 @@ import torch
 
 from streamgmm.errors import RequestError
 from streamgmm.inference import InferenceSettings
+from streamgmm.io.intake import DEVICE_BUFFERS, SLOTS
 from streamgmm.io.plan import round_chunk_rows
-from streamgmm.io.ring import DEVICE_BUFFERS, SLOTS
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels.fused.configs import architecture_of
 from streamgmm.units import format_bytes

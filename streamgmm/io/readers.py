@@ -31,11 +31,16 @@ class Readers:
     """As `concurrent.futures.ThreadPoolExecutor`, with daemon threads: that one joins its threads at exit, for ever.
 
     A thread starts with the first task for it: small data in memory needs one.
+
+    Attributes
+    ----------
+    most : int
+        How many threads there are at most.
     """
 
     def __init__(self, threads: int) -> None:
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
-        self._most = threads
+        self.most = threads
         self._threads: list[Thread] = []
         self._closed = False
 
@@ -43,7 +48,7 @@ class Readers:
         """Call ``function`` on one of the threads, after all that was submitted before has begun."""
         future: Future[Result] = Future()
         self._tasks.put((future, function, arguments))
-        if len(self._threads) < self._most:
+        if len(self._threads) < self.most:
             name = f"streamgmm-read_{len(self._threads)}"
             self._threads.append(Thread(target=self._work, name=name, daemon=True))
             self._threads[-1].start()

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from itertools import pairwise
 from threading import Lock
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from streamgmm.io.plan import Span
 from streamgmm.io.readers import Readers, Result
+from streamgmm.io.sending import Sender
 from streamgmm.io.sources.base import Rows, Source
 from streamgmm.io.traffic import Traffic
 
 _PIECE_BYTES = 8 << 20
 """Smaller pieces wait for each other: a thread's turn costs as much as reading a part of this from the page cache."""
+
+
+_MOST_SENDERS = 10
+"""More threads that send rows on hold up each other, and the consumer."""
 
 
 class SpanReader:
@@ -41,9 +49,9 @@ class SpanReader:
     def __init__(
         self, source: Source, threads: int, cached_rows: int, notify: Callable[[str], None], stall_seconds: float
     ) -> None:
-        self._source, self._threads, self._cached_rows = source, threads, cached_rows
+        self._source, self._cached_rows = source, cached_rows
         self._notify, self._stall_seconds = notify, stall_seconds
-        self._readers = Readers(threads)
+        self._readers, self._senders = Readers(threads), Readers(min(threads, _MOST_SENDERS))
         self._lock = Lock()
         self._words: list[str] = []
         self._told = False
@@ -53,18 +61,33 @@ class SpanReader:
         """As `Readers.submit`: behind all reads that were begun before."""
         return self._readers.submit(function, *arguments)
 
+    def caches(self, span: Span) -> bool:
+        """Whether a span is read through the page cache."""
+        return span.stop <= self._cached_rows
+
     def begin(self, span: Span, out: Rows) -> list[Future[None]]:
         """Read a span into ``out`` in pieces, one a thread where they are large enough, cut where storage likes it."""
-        granule = self._source.read_granule
-        least = max(1, _PIECE_BYTES // max(1, out.nbytes // len(out)))
-        rows = -(-max(least, -(-len(out) // self._threads)) // granule) * granule
-        first = span.start - span.start % granule
-        cuts = [max(start, span.start) for start in range(first, span.stop, rows)] + [span.stop]
-        cached = span.stop <= self._cached_rows
+        cached = self.caches(span)
         return [
             self._readers.submit(self._read, start, stop, out[start - span.start : stop - span.start], cached)
-            for start, stop in pairwise(cuts)
+            for start, stop in self._cut(span, out.nbytes // len(out), self._readers.most)
         ]
+
+    def begin_sending(
+        self, span: Span, place: Tensor, sender: Sender, after: torch.cuda.Event | None
+    ) -> list[Future[None]]:
+        """Have a span of the page cache sent to its ``place`` on a device, likewise, ``after`` an event."""
+        return [
+            self._senders.submit(self._send, sender, after, start, stop, place[start - span.start : stop - span.start])
+            for start, stop in self._cut(span, place.nbytes // len(place), self._senders.most)
+        ]
+
+    def _cut(self, span: Span, row_bytes: int, threads: int) -> Iterable[tuple[int, int]]:
+        granule = self._source.read_granule
+        least = max(1, _PIECE_BYTES // max(1, row_bytes))
+        rows = -(-max(least, -(-span.rows // threads)) // granule) * granule
+        first = span.start - span.start % granule
+        return pairwise([*(max(start, span.start) for start in range(first, span.stop, rows)), span.stop])
 
     def finish(self, pieces: list[Future[None]], first_row: int) -> None:
         """Wait for what `begin` gave for the rows from ``first_row`` on; raises what reading raised."""
@@ -87,20 +110,37 @@ class SpanReader:
 
     def close(self, patience: float) -> bool:
         """As `Readers.close`."""
-        return self._readers.close(patience)
+        ended = [threads.close(patience) for threads in (self._readers, self._senders)]
+        return all(ended)
 
     def _read(self, start: int, stop: int, out: Rows, cached: bool) -> None:
         """What a reader thread does: rows [start, stop) into ``out``, and the count of it."""
-        begun, computing, word = time.perf_counter(), time.thread_time(), None
+        begun, word = _clocks(), None
         if cached:
             self._source.read_into(start, stop, out)
         else:
             word = self._source.read_uncached(start, stop, out)
+        self._count(begun, out.nbytes, uncached=not cached and word is None)
+        if word is not None:
+            self._words.append(word)
+
+    def _send(self, sender: Sender, after: torch.cuda.Event | None, start: int, stop: int, place: Tensor) -> None:
+        """Or this: rows [start, stop) to their ``place`` on a device."""
+        begun = _clocks()
+        waited = sender.send(after, start, stop, place)
+        self._count(begun, place.nbytes, waited=waited)
+
+    def _count(self, begun: tuple[float, float], nbytes: int, *, uncached: bool = False, waited: float = 0.0) -> None:
+        seconds, computing = (now - then for now, then in zip(_clocks(), begun, strict=True))
         with self._lock:
             traffic = self.traffic
-            traffic.seconds_reading += time.perf_counter() - begun
-            traffic.seconds_decoding += time.thread_time() - computing
-            traffic.bytes_decoded += out.nbytes * (self._source.read_path == "decode")
-            traffic.bytes_uncached += out.nbytes * (not cached and word is None)
-            if word is not None:
-                self._words.append(word)
+            traffic.seconds_reading += seconds
+            traffic.seconds_decoding += computing
+            traffic.seconds_sending += waited
+            traffic.bytes_decoded += nbytes * (self._source.read_path == "decode")
+            traffic.bytes_uncached += nbytes * uncached
+
+
+def _clocks() -> tuple[float, float]:
+    """Of the world, and of this thread's computing."""
+    return time.perf_counter(), time.thread_time()

@@ -38,7 +38,9 @@ class Traffic:
     seconds_reading, seconds_decoding : float
         Time that reader threads were at work, added up, and how much of it they were computing.
     seconds_copying : float
-        Time that copies to the device took, on the device's clock.
+        Time that copies of slots to the device took, on the device's clock.
+    seconds_sending : float
+        Time of ``seconds_reading`` that reader threads waited for the device to take what they sent on.
     storage_before : int
         Bytes that the process had fetched from storage at the beginning.
     """
@@ -54,6 +56,7 @@ class Traffic:
     seconds_reading: float = 0.0
     seconds_decoding: float = 0.0
     seconds_copying: float = 0.0
+    seconds_sending: float = 0.0
     storage_before: int = field(default_factory=lambda: bytes_from_storage())
 
     @property
@@ -92,7 +95,8 @@ def bottleneck(traffic: Traffic, seconds: float) -> str:
     if traffic.seconds_waiting > WAITING_SHARE * seconds:
         decoded = 2 * traffic.bytes_decoded > traffic.bytes_read
         computing = 2 * traffic.seconds_decoding > traffic.seconds_reading
-        return "decode" if decoded and computing else "disk"
+        sending = 2 * traffic.seconds_sending > traffic.seconds_reading
+        return "decode" if decoded and computing else "link" if sending else "disk"
     return "link" if traffic.seconds_copying > COPYING_SHARE * seconds else "kernel"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from streamgmm.errors import DataError
 from streamgmm.io.bfloat16 import as_rows
+from streamgmm.io.intake import SLOTS
 from streamgmm.io.integrity import unit_checksums
 from streamgmm.io.on_device import OnDevice
 from streamgmm.io.plan import Span, plan_chunks
 from streamgmm.io.residency import Tier
-from streamgmm.io.ring import SLOTS, Ring
+from streamgmm.io.ring import Ring
+from streamgmm.io.sending import sends
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.io.sources.base import Source
 from streamgmm.io.sources.npy import NpySource
@@ -143,13 +146,15 @@ def test_stored_types_cross_unchanged(dtype, in_memory, device, tmp_path):
     checked=st.sampled_from([0, 10_000, 300_000]),
     piece=st.sampled_from([1 << 23, 100_000, 7_777]),
     granule=st.sampled_from([1, 1000, 2048]),
+    sends=st.booleans(),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_tiers_of_a_gpu_change_no_row(fake_gpu, monkeypatch, n, power, host, on_device, checked, piece, granule):
-    monkeypatch.setattr("streamgmm.io.reading._PIECE_BYTES", piece)
+def test_tiers_of_a_gpu_change_no_row(fake_gpu, monkeypatch, n, power, host, on_device, checked, piece, granule, sends):
+    for module in ("reading", "sending"):
+        monkeypatch.setattr(f"streamgmm.io.{module}._PIECE_BYTES", piece)
     spans, source = plan_chunks(n, 1 << power), FakeSource(n, granule=granule)
     with Ring(source, 1 << power, torch.device("cpu"), 2) as ring:
-        fake_gpu(ring, host, on_device)
+        fake_gpu(ring, host, on_device, sends=sends)
         for turn in range(3):
             stream = ring.stream(spans, checked * (turn != 1))
             arrived = [(c.span, c.rows.clone(), None if c.units is None else c.units()()) for c in stream]
@@ -272,12 +277,12 @@ def test_what_was_not_read_into_its_place_is_not_taken_from_there(fake_gpu):
     with Ring(FakeSource(n), 4096, torch.device("cpu"), 1) as ring:
         fake_gpu(ring, 1 << 20, 0)
         for span in spans:
-            ring._on_host.place(span, span.rows * 12).fill_(7)
-        ring._on_device = OnDevice(Tier(1 << 20, lambda size: torch.empty(size, dtype=torch.uint8), exact=True))
+            ring._intake.on_host.place(span, span.rows * 12).fill_(7)
+        ring._intake.on_device = OnDevice(Tier(1 << 20, lambda size: torch.empty(size, dtype=torch.uint8), exact=True))
         ring.keep_as(FirstColumn())
         for _ in ring.stream(spans):
             pass
-        ring._on_device = OnDevice(Tier(0, lambda size: torch.empty(size, dtype=torch.uint8), exact=True))
+        ring._intake.on_device = OnDevice(Tier(0, lambda size: torch.empty(size, dtype=torch.uint8), exact=True))
         ring.keep_as(None)
         rows = torch.cat([chunk.rows.clone() for chunk in ring.stream(spans)])
     assert torch.equal(rows[:, 1], torch.arange(n, dtype=torch.float32))
@@ -312,7 +317,7 @@ def test_tiers_on_a_gpu(tmp_path, host, on_device):
             assert np.array_equal(rows.cpu().numpy(), x)
         traffic = ring.traffic
     assert traffic.bytes_read + traffic.bytes_from_host + traffic.bytes_from_device == 3 * x.nbytes
-    assert traffic.seconds_copying > 0
+    assert traffic.seconds_copying + traffic.seconds_sending > 0
     assert (traffic.bytes_from_device > 0) == (on_device > 0)
 
 
@@ -391,7 +396,8 @@ def test_a_stalled_read_says_so_and_goes_on():
 
 def test_a_read_that_never_returns_holds_up_nobody(monkeypatch):
     """Neither the end of the stream, nor that of the ring, nor another stream over other slots."""
-    monkeypatch.setattr("streamgmm.io.ring.PATIENCE_SECONDS", 0.05)
+    for module in ("ring", "intake"):
+        monkeypatch.setattr(f"streamgmm.io.{module}.PATIENCE_SECONDS", 0.05)
     source, told = FakeSource(500_000), []
 
     def give_up(text: str) -> None:
@@ -400,10 +406,11 @@ def test_a_read_that_never_returns_holds_up_nobody(monkeypatch):
 
     ring = Ring(source, 65_536, torch.device("cpu"), 2, notify=give_up, stall_seconds=0.01)
     source.gate.clear()
-    stuck = list(ring._slots)
+    stuck = ring._intake._free_slot(deque())
     with pytest.raises(RuntimeError, match="enough"):
         next(ring.stream(plan_chunks(500_000, 65_536)))
-    assert not any(slot is other for slot in ring._slots for other in stuck[:1])
+    assert len(ring._intake.slots) == SLOTS
+    assert not any(slot is stuck for slot in ring._intake.slots)
     with pytest.raises(RuntimeError, match="enough"):
         ring.close()
     assert "left behind" in told[-1]
@@ -449,6 +456,8 @@ def test_traffic_of_a_pass(tmp_path):
         (Traffic(seconds_waiting=2, bytes_read=10, bytes_decoded=10, seconds_reading=4, seconds_decoding=3), "decode"),
         (Traffic(seconds_waiting=2, bytes_read=10, bytes_decoded=10, seconds_reading=4, seconds_decoding=1), "disk"),
         (Traffic(seconds_waiting=2, bytes_read=10, bytes_decoded=3, seconds_reading=4, seconds_decoding=4), "disk"),
+        (Traffic(seconds_waiting=2, bytes_read=10, seconds_reading=4, seconds_sending=3), "link"),
+        (Traffic(seconds_waiting=2, bytes_read=10, seconds_reading=4, seconds_sending=1), "disk"),
         (Traffic(seconds_copying=9), "link"),
         (Traffic(seconds_copying=7), "kernel"),
     ],
@@ -488,3 +497,60 @@ def test_what_a_long_chunk_leaves_of_a_block_holds_a_shorter_one(monkeypatch):
     sizes = [7 * 4096, 3 * 4096] * 11
     kept = [tier.place(span, size) is not None for span, size in zip(plan_chunks(22, 1), sizes, strict=True)]
     assert kept == [True] * 20 + [False] * 2
+
+
+# Rows that are sent on
+
+
+def sent_to_gpu(source: Source, threads: int, fake_gpu) -> Ring:
+    return fake_gpu(Ring(source, 65_536, torch.device("cpu"), threads, stall_seconds=0.01))
+
+
+def test_what_is_sent_on_needs_no_slot(fake_gpu):
+    with sent_to_gpu(FakeSource(300_000), 2, fake_gpu) as ring:
+        for chunk in ring.stream(plan_chunks(300_000, 65_536) * 2):
+            assert torch.equal(chunk.rows[:, 1], torch.arange(chunk.span.start, chunk.span.stop, dtype=torch.float32))
+        assert ring._intake.slots == []
+        assert ring.traffic.bytes_copied == ring.traffic.bytes_read == 2 * 300_000 * 12
+
+
+def test_an_error_while_sending_reaches_its_chunk(fake_gpu):
+    arrived = []
+    with sent_to_gpu(FakeSource(300_000, fails_at=200_000), 2, fake_gpu) as ring:
+        stream = ring.stream(plan_chunks(300_000, 65_536))
+        with pytest.raises(DataError, match="row 200000 is damaged"):
+            arrived.extend(chunk.span.stop for chunk in stream)
+        assert max(arrived) <= 196_608
+        # What failed once may be asked for again: buffers are free.
+        ring._intake._source.fails_at = None
+        assert sum(chunk.span.rows for chunk in ring.stream(plan_chunks(300_000, 65_536))) == 300_000
+
+
+def test_a_sender_that_hangs_keeps_its_buffer_to_itself(fake_gpu, monkeypatch):
+    monkeypatch.setattr("streamgmm.io.intake.PATIENCE_SECONDS", 0.05)
+    source = FakeSource(300_000)
+    ring = sent_to_gpu(source, 4, fake_gpu)
+
+    def give_up(text: str) -> None:
+        raise RuntimeError("enough")
+
+    ring._reader._notify = give_up
+    held = list(ring._intake.buffers)
+    source.gate.clear()
+    with pytest.raises(RuntimeError, match="enough"):
+        next(ring.stream(plan_chunks(300_000, 65_536)))
+    assert not any(buffer is other for buffer in ring._intake.buffers for other in held)
+    for buffer in ring._intake.buffers:
+        buffer.fill_(-1.0)
+    source.gate.set()
+    ring.close()
+    assert all((buffer == -1.0).all() for buffer in ring._intake.buffers)
+
+
+@pytest.mark.parametrize(
+    ("granule", "path", "sent"), [(1, "extents", True), (1 << 22, "decode", False), (1, "objects", False)]
+)
+def test_what_is_sent_on(granule, path, sent):
+    source = FakeSource(10, granule=granule)
+    source.read_path = path
+    assert sends(source) == sent
