@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from zarr.abc.store import Store
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.storage import LocalStore
@@ -27,8 +28,8 @@ from streamgmm.io.sources.zarr_store import (
     piece_shape,
 )
 
-PIECES_OPEN = 64
-"""Files, and their indexes, that are kept open."""
+PIECES_OPEN = 512
+"""Files, and their indexes, that are kept open: opening one takes as long as reading some MiB from the page cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class _Piece:
     """A shard, or a chunk where there are no shards, open for reading."""
 
     file: ByteFile
-    offsets: list[int]
+    offsets: NDArray[np.int64]
 
 
 class ZarrExtents:
@@ -80,7 +81,7 @@ class ZarrExtents:
             chunk = row // rows
             last = min(stop, (chunk + 1) * rows)
             piece = self._piece(chunk // per_piece)
-            offset = piece.offsets[chunk % per_piece]
+            offset = int(piece.offsets[chunk % per_piece])
             yield Placement(
                 piece.file,
                 offset + (row - chunk * rows) * row_bytes,
@@ -99,7 +100,7 @@ class ZarrExtents:
         file = self._open_file(key)
         if self._index is None:
             self._check_length(key, "", file.size)
-            return _Piece(file, [0])
+            return _Piece(file, np.zeros(1, np.int64))
         begin = self._index.offset(key, file.size)
         raw: np.ndarray = np.empty(self._index.length, np.uint8)
         file.read_into(begin, raw)
@@ -108,7 +109,7 @@ class ZarrExtents:
         odd = np.flatnonzero(table[:, 1] != self._stored_bytes)
         if len(odd):
             self._check_length(key, f"inner chunk ({odd[0]}, 0) of ", int(table[odd[0], 1]))
-        return _Piece(file, table[:, 0].tolist())
+        return _Piece(file, table[:, 0].astype(np.int64))
 
     def _open_file(self, key: str) -> ByteFile:
         try:
