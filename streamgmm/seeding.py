@@ -62,10 +62,10 @@ def sample_size(n_samples: int, n_features: int, n_components: int) -> int:
 
 
 def seeding_bytes(problem: Problem, rows: int, workers: int) -> int:
-    """Memory that seeding takes besides the stored sample: centred rows twice, nearest distances, tiles and sums."""
+    """Memory that seeding takes besides the stored sample: centred rows twice, norms and distances, tiles and sums."""
     k, d = problem.n_components, problem.n_features
     sums = 4 * k * (1 + n_row_features(problem))
-    return 4 * rows * (2 * d + 12) + (workers + 1) * (_TILE_ROWS * 4 * (2 * k + n_row_features(problem)) + sums)
+    return 4 * rows * (2 * d + 13) + (workers + 1) * (_TILE_ROWS * 4 * (2 * k + n_row_features(problem)) + sums)
 
 
 def uniform_rows(n_samples: int, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -295,25 +295,33 @@ class _Points:
         self.x = x
         self.probabilities = None if weights is None else (weights / weights.sum()).cpu().numpy()
         self.weights = torch.ones(len(x), device=x.device) if weights is None else weights.to(x)
-        self._tiles = x.split(_TILE_ROWS)
+        self.norms = torch.cat([(tile**2).sum(1) for tile in x.split(_TILE_ROWS)])
         self._workers = workers
 
-    def map(self, function: Any, *along: Tensor) -> Iterator[Any]:
-        """``function(tile, ...)`` for each tile, with the matching pieces of ``along``, in order."""
-        pieces = zip(self._tiles, *(tensor.split(_TILE_ROWS) for tensor in along), strict=True)
+    def map(self, function: Any, *along: Tensor, rows: int = _TILE_ROWS) -> Iterator[Any]:
+        """``function(tile, ...)`` for each tile of ``rows``, with the matching pieces of ``along``, in order."""
+        pieces = zip(*(tensor.split(rows) for tensor in (self.x, *along)), strict=True)
         if self.x.device.type != "cpu":
             return (function(*piece) for piece in pieces)
         return map_in_order(lambda piece: function(*piece), pieces, self._workers)
 
-    def squared_distances(self, centres: Tensor, *along: Tensor, then: Any) -> Iterator[Any]:
-        """``then(distances (rows, K), ...)`` of each tile, in order."""
+    def squared_distances(self, centres: Tensor, *along: Tensor, then: Any, rows: int = _TILE_ROWS) -> Iterator[Any]:
+        """``then(distances (rows, K), ...)`` of each tile of ``rows``, in order."""
         norms = (centres**2).sum(1)
 
-        def on_tile(tile: Tensor, *pieces: Tensor) -> Any:
+        def on_tile(tile: Tensor, own: Tensor, *pieces: Tensor) -> Any:
             cross = torch.addmm(norms, tile, centres.T, alpha=-2)
-            return then(cross.add_((tile**2).sum(1, keepdim=True)).clamp_(min=0), *pieces)
+            return then(cross.add_(own[:, None]).clamp_(min=0), *pieces)
 
-        return self.map(on_tile, *along)
+        return self.map(on_tile, self.norms, *along, rows=rows)
+
+    def rows_at_once(self, n_components: int, n_centres: int) -> int:
+        """Rows whose distances to some centres take, with what is made of them, what a tile's to all components do.
+
+        A GPU would be kept waiting for the launches of small tiles; on a CPU these stay in its caches.
+        """
+        on_gpu = self.x.device.type == "cuda"
+        return max(_TILE_ROWS, _TILE_ROWS * n_components // (2 * n_centres)) if on_gpu else _TILE_ROWS
 
     def nearest(self, centres: Tensor) -> Tensor:
         """Index of the nearest centre, (n,) int64."""
@@ -330,7 +338,7 @@ class _Points:
 
     def random_statistics(self, n_components: int, covariance_type: str, rng: np.random.Generator) -> Statistics:
         """Statistics of responsibilities drawn uniformly and normalised, as scikit-learn's ``random``."""
-        seeds = torch.from_numpy(rng.integers(2**62, size=len(self._tiles))).repeat_interleave(_TILE_ROWS)
+        seeds = torch.from_numpy(rng.integers(2**62, size=-(-len(self.x) // _TILE_ROWS))).repeat_interleave(_TILE_ROWS)
 
         def drawn(tile: Tensor, tile_seeds: Tensor) -> Tensor:
             resp = np.random.default_rng(int(tile_seeds[0])).random((n_components, len(tile)), dtype=np.float32)
@@ -377,6 +385,7 @@ def kmeans_plus_plus(points: _Points, n_components: int, rng: np.random.Generato
     """
     x = points.x
     trials = 2 + int(np.log(n_components))
+    rows = points.rows_at_once(n_components, trials)
     chosen = [int(rng.choice(len(x), p=points.probabilities))]
     weights = points.weights
     first = list(points.squared_distances(x[chosen], then=lambda distances: distances[:, 0]))
@@ -389,7 +398,7 @@ def kmeans_plus_plus(points: _Points, n_components: int, rng: np.random.Generato
         else:  # every point coincides with a centre: any other will do
             draws = rng.integers(len(x), size=trials)
         candidates = torch.from_numpy(np.minimum(draws, len(x) - 1)).to(x.device)
-        improved = list(points.squared_distances(x[candidates], nearest, weights, then=_nearer))
+        improved = list(points.squared_distances(x[candidates], nearest, weights, then=_nearer, rows=rows))
         best = int(torch.stack([potential for _, potential in improved]).sum(0).argmin())
         chosen.append(int(candidates[best]))
         nearest = torch.cat([tile[:, best] for tile, _ in improved])
