@@ -28,6 +28,7 @@ from streamgmm.mixture import Float64Array, Mixture
 from streamgmm.precision import CHECK_ROWS, choose_precision, first_precision
 from streamgmm.sampling import factors_of
 from streamgmm.seeding import check_finite, uniform_rows
+from streamgmm.statistics import SEGMENTS
 
 KernelType = TypeVar("KernelType", bound=Kernel)
 
@@ -188,7 +189,7 @@ def map_chunks(
 
     kept = settings.host_memory
     with Ring(source, plan.chunk_rows, device, plan.threads, host_memory=kept, notify=settings.notify) as ring:
-        for chunk in ring.stream(plan_chunks(n, plan.chunk_rows)):
+        for chunk in ring.stream(plan_chunks(n, plan.chunk_rows, most=SEGMENTS)):
             results = of_rows(kernel, chunk.rows, parameters)
             sent.append((chunk.span, Arriving.sent(torch.isfinite(results[0]).all(), *results)))
             if len(sent) > behind:

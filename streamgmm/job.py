@@ -63,7 +63,7 @@ def _plan(source: Source, request: FitRequest, device: torch.device, workers: in
     trained = request.sizes if request.split_to is None else (request.split_to,)
     sampled = sampled_rows(request, source)
     smaller = (*request.sizes, *((1,) if request.collapse == "drop" else ()))
-    wishes = Wishes(request.memory_limit, request.chunk_rows, request.threads, workers)
+    wishes = Wishes(request.memory_limit, request.chunk_rows, request.threads, workers, request.host_memory)
     pool = pool_rows(source, request)
     candidates = problems(trained * request.n_init)
     growth = 0

@@ -10,8 +10,8 @@ import torch
 
 from streamgmm.errors import RequestError
 from streamgmm.io.bfloat16 import value_dtype
+from streamgmm.io.intake import DEVICE_BUFFERS, SLOTS
 from streamgmm.io.plan import round_chunk_rows
-from streamgmm.io.ring import DEVICE_BUFFERS, SLOTS
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import Kernel, Problem, available_precisions, select_kernel
 from streamgmm.precision import check_rows_on
@@ -20,7 +20,13 @@ from streamgmm.statistics import SEGMENTS, longest_segment, scatter_shape
 from streamgmm.units import format_bytes
 
 _CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
-"""A chunk large enough that its fixed costs vanish; more buys nothing. On a GPU they are a millisecond of the host."""
+"""Large enough that a chunk's fixed costs vanish beside reading it: on a GPU two milliseconds of the host."""
+
+_LARGE_CHUNK_BYTES = 1 << 30
+"""Large enough that they vanish beside the E-step of rows that stay on the GPU, for a fit with memory to spare,"""
+
+_CHUNK_PART = 32
+"""of which, on the device and on the host, a chunk takes no larger part than one in so many."""
 
 _RUNTIME_BYTES = {"cpu": 24 << 20, "cuda": 64 << 20}
 """What libraries allocate for themselves while they work: decoders' and allocators' slack, BLAS buffers."""
@@ -37,12 +43,16 @@ _UPDATE_COPIES = 4
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the user set: bytes allowed and rows at once (None: our choice), reader threads; and compute threads."""
+    """What the user set: bytes allowed and rows at once (None: our choice), reader threads; and compute threads.
+
+    ``host`` is how many bytes of a GPU's host may keep rows.
+    """
 
     limit: int | None
     chunk_rows: int | None
     threads: int
     workers: int
+    host: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,8 @@ def plan_fit(
 
     # Where it is the sample that takes most.
     fewer = f", lower --sample-rows (now {sample})" if seeding > _streaming(source, device, granule, 1) else ""
-    plan = _largest(source, largest, device, wishes, granule, row_bytes, needed, fewer)
+    chunk = _chunk_bytes(device, wishes)
+    plan = _largest(source, largest, device, wishes, granule, row_bytes, needed, fewer, chunk)
     return replace(plan, segments=segments)
 
 
@@ -167,6 +178,16 @@ def plan_inference(
 
     row_bytes = source.shape[1] * source.dtype.itemsize + 2 * result_bytes
     return _largest(source, problem, device, wishes, kernel.granule(problem), row_bytes, needed)
+
+
+def _chunk_bytes(device: torch.device, wishes: Wishes) -> int:
+    """Of the chunks of a fit."""
+    least = _CHUNK_BYTES[device.type]
+    if device.type != "cuda":
+        return least
+    there = wishes.limit or torch.cuda.get_device_properties(device).total_memory
+    spare = min(there, there if wishes.host is None else wishes.host)
+    return min(_LARGE_CHUNK_BYTES, max(least, spare // _CHUNK_PART))
 
 
 def _segments_at_once(sums: int, device: torch.device, wishes: Wishes) -> int:
@@ -196,10 +217,11 @@ def _largest(
     row_bytes: int,
     needed: Callable[[int, int], int],
     fewer: str = "",
+    chunk_bytes: int = 0,
 ) -> MemoryPlan:
     """The wished chunk and threads, made smaller until ``needed`` keeps to the limit: decoders first, then chunks."""
     # A stored chunk that is cut is decoded once for each piece.
-    ours = max(_CHUNK_BYTES[device.type] // row_bytes, source.read_granule)
+    ours = max((chunk_bytes or _CHUNK_BYTES[device.type]) // row_bytes, source.read_granule)
     rows, threads = round_chunk_rows(max(wishes.chunk_rows or ours, granule), granule), wishes.threads
     limit = wishes.limit
     while limit is not None and needed(rows, threads) > limit:

@@ -47,15 +47,17 @@ from zarr.core.buffer.cpu import NDBuffer, buffer_prototype
 
 from streamgmm.estep import bind, e_step
 from streamgmm.io.ceilings import cache_rate, pinned_rate, sample_extents, storage_rate
+from streamgmm.io.intake import SLOTS
 from streamgmm.io.plan import Extent, plan_chunks, round_chunk_rows
 from streamgmm.io.readers import reader_threads
-from streamgmm.io.ring import SLOTS, Ring
+from streamgmm.io.ring import Ring
 from streamgmm.io.sources import open_source
+from streamgmm.statistics import SEGMENTS
 
 CHUNK_BYTES = 64 << 20
 """What a consumer takes at once, whoever reads."""
 
-GPU_CHUNK_BYTES = 128 << 20
+GPU_CHUNK_BYTES = 256 << 20
 
 STAGES = ("cache", "disk", "device", "kernel")
 
@@ -230,7 +232,7 @@ def device_readers(layout: Layout, threads: int, gigabytes: float) -> dict[str, 
         def timed(passes: int) -> float:
             torch.cuda.synchronize()
             begun = time.perf_counter()
-            for _ in ring.stream(plan_chunks(source.shape[0], chunk) * passes):
+            for _ in ring.stream(plan_chunks(source.shape[0], chunk, most=SEGMENTS) * passes):
                 pass
             torch.cuda.synchronize()
             return passes * source.shape[0] * row_bytes / (time.perf_counter() - begun)
@@ -249,14 +251,13 @@ def device_readers(layout: Layout, threads: int, gigabytes: float) -> dict[str, 
         torch.cuda.synchronize()
         return layout.size / (time.perf_counter() - begun)
 
-    two_thirds = layout.size * 2 // 3
+    two_thirds, extents = layout.size * 2 // 3, sample_extents(open_source(layout.path))
     return {
         "pinned copy": lambda: pinned_rate(device, 1.0),
         "ring from pinned memory": lambda: through(pinned, 4),
         "ring from page cache": lambda: through(layout.path, max(1, _STEADY_BYTES // layout.size)),
-        "preadv, 8 threads, into as much as three chunks": lambda: into_chunks(
-            sample_extents(open_source(layout.path)), layout
-        ),
+        "preadv, 8 threads": lambda: cache_rate(extents, 8, 1.0, layout.size),
+        "preadv, 8 threads, into as much as three chunks": lambda: into_chunks(extents, layout),
         "zarr loop": loop,
         "ring from disk, O_DIRECT": lambda: through(layout.path, host_memory=0),
         "ring, kept in pinned memory": lambda: through(layout.path, host_memory=layout.size * 3),
@@ -297,7 +298,7 @@ def kernel_readers(
 
     def end_to_end() -> float:
         with Ring(open_source(pinned), chunk, device, threads) as ring:
-            return timed(part.rows for part in ring.stream(plan_chunks(rows, chunk)))
+            return timed(part.rows for part in ring.stream(plan_chunks(rows, chunk, most=SEGMENTS)))
 
     found = {
         f"ring and kernel, K={components}": end_to_end,

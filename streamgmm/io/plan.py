@@ -27,13 +27,13 @@ class Span:
         return self.stop - self.start
 
 
-def plan_chunks(n_samples: int, chunk_rows: int, start: int = 0) -> list[Span]:
-    """Cut rows [start, n_samples) into chunks of at most ``chunk_rows``, none across a segment.
+def plan_chunks(n_samples: int, chunk_rows: int, start: int = 0, most: int = 1) -> list[Span]:
+    """Cut rows [start, n_samples) into chunks of at most ``chunk_rows``, each of a segment or of ``most`` whole ones.
 
     ``chunk_rows`` divides a block or is a multiple of one, so chunks meet block boundaries exactly; ``start`` must be
     the end of a chunk of some such plan.
     """
-    return cut_spans(segment_spans(n_samples, start), chunk_rows)
+    return cut_spans(segment_spans(n_samples, start), chunk_rows, most)
 
 
 def segment_spans(n_samples: int, start: int = 0) -> list[Span]:
