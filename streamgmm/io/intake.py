@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -67,12 +67,13 @@ class Reading:
 
     Checksums are wanted of them where ``checked``; on a CPU these are the ``units``. ``slot`` is to be freed after use;
     ``place`` is where the rows will stay on the device, and ``narrow`` where they will in a narrower form. The host's
-    tier has ``held`` them, or they are read to be ``kept`` there. Those ``sent`` go to their place, or to ``buffer``.
+    tier has ``held`` them, or they are read to be ``kept`` there. ``sent`` gives the events at which rows that are sent
+    on lie in their place, or in ``buffer``.
     """
 
     span: Span
     rows: Tensor
-    pieces: list[Future[None]] = field(default_factory=list)
+    pieces: Sequence[Future[Any]] = ()
     slot: Tensor | None = None
     units: Future[bytes] | None = None
     checked: bool = False
@@ -81,7 +82,7 @@ class Reading:
     resident: bool = False
     held: bool = False
     kept: bool = False
-    sent: bool = False
+    sent: Sequence[Future[torch.cuda.Event]] = ()
     buffer: Buffer | None = None
 
     def done(self) -> bool:
@@ -194,8 +195,8 @@ class Intake:
             buffer = buffers.popleft() if stays is None else None
             rows, after = (stays, None) if buffer is None else (buffer[0][: span.rows], buffer[1])
             assert rows is not None
-            pieces = self._reader.begin_sending(span, rows, self._sender, after)
-            return reading(rows, pieces, checked=checked, sent=True, buffer=buffer)
+            sent = self._reader.begin_sending(span, rows, self._sender, after)
+            return reading(rows, sent, checked=checked, sent=sent, buffer=buffer)
         slot = self._free_slot(free) if room is None else None
         if room is not None:
             rows = self._typed(room)
@@ -207,7 +208,7 @@ class Intake:
         units = self._units(pieces, rows, checked)
         return reading(rows, pieces, slot=slot, units=units, checked=checked, kept=slot is None)
 
-    def _units(self, pieces: list[Future[None]], rows: Tensor, checked: bool) -> Future[bytes] | None:
+    def _units(self, pieces: Sequence[Future[None]], rows: Tensor, checked: bool) -> Future[bytes] | None:
         """Checksums of rows once they are read; a GPU computes its own."""
         if not checked or self._device.type == "cuda":
             return None
@@ -251,7 +252,7 @@ class Intake:
     def give_up(self, reading: deque[Reading]) -> None:
         """Let reads in flight end before their memory is used again; what they raise no longer matters.
 
-        A read that does not end keeps its slot or buffer, for which there is a new one.
+        A read that does not end keeps its slot or buffer, for which there is a new one. What was sent on has arrived.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         for item in reading:
@@ -261,6 +262,9 @@ class Intake:
                 self.slots = [_another(slot) if slot is item.slot else slot for slot in self.slots]
                 own = None if item.buffer is None else item.buffer[0]
                 self.buffers = [_another(buffer) if buffer is own else buffer for buffer in self.buffers]
+            for piece in item.sent:
+                if piece.done() and not piece.cancelled() and piece.exception() is None:
+                    piece.result().synchronize()
         reading.clear()
 
     def _rows_in_memory(self, span: Span) -> Tensor | None:
@@ -297,7 +301,7 @@ def _dtype(source: Source) -> torch.dtype:
     return as_tensor(np.empty(0, source.dtype)).dtype
 
 
-def _units_of(pieces: list[Future[None]], rows: Rows) -> bytes:
+def _units_of(pieces: Sequence[Future[None]], rows: Rows) -> bytes:
     for piece in pieces:
         piece.result()
     return unit_checksums(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from itertools import pairwise
 from threading import Lock
@@ -75,8 +75,11 @@ class SpanReader:
 
     def begin_sending(
         self, span: Span, place: Tensor, sender: Sender, after: torch.cuda.Event | None
-    ) -> list[Future[None]]:
-        """Have a span of the page cache sent to its ``place`` on a device, likewise, ``after`` an event."""
+    ) -> list[Future[torch.cuda.Event]]:
+        """Have a span of the page cache sent to its ``place`` on a device, likewise, ``after`` an event.
+
+        Each piece ends once it is on its way, and gives the event at which it lies there.
+        """
         return [
             self._senders.submit(self._send, sender, after, start, stop, place[start - span.start : stop - span.start])
             for start, stop in self._cut(span, place.nbytes // len(place), self._senders.most)
@@ -89,7 +92,7 @@ class SpanReader:
         first = span.start - span.start % granule
         return pairwise([*(max(start, span.start) for start in range(first, span.stop, rows)), span.stop])
 
-    def finish(self, pieces: list[Future[None]], first_row: int) -> None:
+    def finish(self, pieces: Sequence[Future[Any]], first_row: int) -> None:
         """Wait for what `begin` gave for the rows from ``first_row`` on; raises what reading raised."""
         begun, left = time.perf_counter(), sum(not piece.done() for piece in pieces)
         # For all of them: to be woken by each would take time from the threads that read.
@@ -124,11 +127,14 @@ class SpanReader:
         if word is not None:
             self._words.append(word)
 
-    def _send(self, sender: Sender, after: torch.cuda.Event | None, start: int, stop: int, place: Tensor) -> None:
-        """Or this: rows [start, stop) to their ``place`` on a device."""
+    def _send(
+        self, sender: Sender, after: torch.cuda.Event | None, start: int, stop: int, place: Tensor
+    ) -> torch.cuda.Event:
+        """Or this: rows [start, stop) on their way to their ``place`` on a device."""
         begun = _clocks()
-        waited = sender.send(after, start, stop, place)
+        sent, waited = sender.send(after, start, stop, place)
         self._count(begun, place.nbytes, waited=waited)
+        return sent
 
     def _count(self, begun: tuple[float, float], nbytes: int, *, uncached: bool = False, waited: float = 0.0) -> None:
         seconds, computing = (now - then for now, then in zip(_clocks(), begun, strict=True))

@@ -43,18 +43,21 @@ class Sender:
         self._rows = max(1, rows // granule) * granule
         self._threads = local()
 
-    def send(self, after: torch.cuda.Event | None, start: int, stop: int, place: Tensor) -> float:
-        """Rows [start, stop) into ``place``, (stop − start, D) on the device, where they lie when this returns.
+    def send(
+        self, after: torch.cuda.Event | None, start: int, stop: int, place: Tensor
+    ) -> tuple[torch.cuda.Event, float]:
+        """Rows [start, stop) to ``place``, (stop − start, D) on the device, which is written ``after`` an event.
 
-        It is written ``after`` an event. Gives the seconds in which reading waited for copies. To be called by reader
-        threads. Raises as the source.
+        Gives the event at which they lie there, which is not waited for, and the seconds in which reading waited for
+        copies. To be called by reader threads. Raises as the source; nothing is on its way then.
         """
         first = start - start % self._source.read_granule
         cuts = [max(cut, start) for cut in range(first, stop, self._rows)] + [stop]
         pieces, waited = self._of_thread(place.dtype), 0.0
-        with torch.cuda.stream(self._threads.stream):
+        stream: torch.cuda.Stream = self._threads.stream
+        with torch.cuda.stream(stream):
             if after is not None:
-                self._threads.stream.wait_event(after)
+                stream.wait_event(after)
             try:
                 for i, (begin, end) in enumerate(pairwise(cuts)):
                     memory, copied = pieces[i % 2]
@@ -62,10 +65,13 @@ class Sender:
                     piece = memory[: end - begin]
                     self._source.read_into(begin, end, as_rows(piece))
                     place[begin - start : end - start].copy_(piece, non_blocking=True)
-                    copied.record()
-            finally:
-                waited += sum(_waited_for(copied) for _, copied in pieces)
-        return waited
+                    copied.record(stream)
+            except BaseException:
+                stream.synchronize()
+                raise
+            sent = torch.cuda.Event()
+            sent.record(stream)
+        return sent, waited
 
     def _of_thread(self, dtype: torch.dtype) -> list[tuple[Tensor, torch.cuda.Event]]:
         """This thread's two pieces of memory, each with the event after which it may be filled again."""

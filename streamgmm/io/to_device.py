@@ -1,14 +1,15 @@
 """The way to a GPU: filled slots are copied, spans are sent on, under the kernel that works at the chunk before.
 
-A copy stream moves a filled slot into one of two device buffers while the kernel reads the other. A buffer is
-overwritten only after the event that the kernel's stream recorded behind its last use; a slot is refilled only after
-the event of the copy that emptied it.
+A copy stream moves a filled slot into one of two device buffers while the kernel reads the other; what is sent on goes
+there in the streams of the threads that read it. The kernel's stream waits for these copies. A buffer is overwritten
+only after the event that it recorded behind its last use; a slot is refilled only after the event of the copy that
+emptied it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,12 +36,12 @@ class _Copying:
 
 @dataclass(frozen=True, eq=False)
 class _Staged:
-    """Rows on the device, or on their way until ``copied``."""
+    """Rows on the device, or on their way until all of ``copied``."""
 
     item: Reading
     rows: Tensor
-    buffer: Buffer | None = None
-    copied: torch.cuda.Event | None = None
+    buffer: Buffer | None
+    copied: Sequence[torch.cuda.Event]
 
 
 class ToDevice:
@@ -69,7 +70,8 @@ class ToDevice:
                     return
                 yield from self._handed_out(self._staged.popleft())
         finally:
-            self._intake.give_up(deque([*(done.item for done in self._copying), *self._reading]))
+            copying, staged = ([each.item for each in items] for items in (self._copying, self._staged))
+            self._intake.give_up(deque([*copying, *staged, *self._reading]))
             self._copy.synchronize()
             self._intake.traffic.seconds_copying += sum(done.seconds() for done in self._copying)
 
@@ -100,7 +102,7 @@ class ToDevice:
         if item.place is not None:
             self._intake.on_device.hold(item.span)
         if item.resident or item.sent:
-            self._staged.append(_Staged(item, item.rows, item.buffer))
+            self._staged.append(_Staged(item, item.rows, item.buffer, [piece.result() for piece in item.sent]))
             return
         buffer = self._buffers.popleft() if item.needs_buffer else None
         rows = item.place if buffer is None else buffer[0][: item.span.rows]
@@ -113,13 +115,13 @@ class ToDevice:
             rows.copy_(item.rows, non_blocking=True)
             copied.record(self._copy)
         self._copying.append(_Copying(item, begun, copied))
-        self._staged.append(_Staged(item, rows, buffer, copied))
+        self._staged.append(_Staged(item, rows, buffer, [copied]))
 
     def _handed_out(self, staged: _Staged) -> Generator[Chunk]:
         """The chunk; and behind its use what becomes of it."""
         item, narrowing = staged.item, self._intake.on_device.narrowing
-        if staged.copied is not None:
-            self._compute.wait_event(staged.copied)
+        for copied in staged.copied:
+            self._compute.wait_event(copied)
         stored, units = None, partial(_units_on_device, staged.rows) if item.checked else None
         if item.resident and narrowing is not None:
             self._intake.on_device.handed_out(item.span)

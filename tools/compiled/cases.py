@@ -17,7 +17,7 @@ from streamgmm.frame import Frame
 from streamgmm.kernels import Kernel
 from streamgmm.kernels.fused import full_kernel
 from streamgmm.kernels.fused.kernel import TritonKernel
-from streamgmm.kernels.kept import RunKernel, KeptRows
+from streamgmm.kernels.kept import KeptRows, RunKernel
 from streamgmm.kernels.neighbours.search import Search
 from streamgmm.mixture import Mixture, covariance_shape
 from streamgmm.statistics import Statistics
