@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from streamgmm.io.plan import plan_chunks
 from streamgmm.io.sources.base import Source
 from streamgmm.kernels import PRECISIONS, Problem, select_kernel
 from streamgmm.kernels.tiled import TiledKernel
-from streamgmm.memory import MemoryPlan, Wishes, plan_fit, plan_inference, statistics_bytes
+from streamgmm.memory import MemoryPlan, Wishes, _chunk_bytes, plan_fit, plan_inference, statistics_bytes
 from streamgmm.precision import CHECK_ROWS
 from streamgmm.seeding import sample_size
 from streamgmm.statistics import BLOCK_ROWS, Statistics
@@ -176,3 +177,20 @@ def test_threads_that_take_no_memory_do_not_give_way(device):
     assert tight.chunk_rows <= wide.chunk_rows
     assert tight.needed <= 300 << 20
     assert (wide.threads, tight.threads) == (12, 12)
+
+
+@pytest.mark.parametrize(
+    ("limit", "there", "host", "expected"),
+    [
+        (None, 140 << 30, None, 1 << 30),
+        (None, 24 << 30, None, 768 << 20),
+        (4 << 30, 140 << 30, None, 256 << 20),
+        (64 << 30, 140 << 30, 16 << 30, 512 << 20),
+        (None, 140 << 30, 1 << 20, 256 << 20),
+    ],
+)
+def test_chunks_of_a_gpu_are_large_where_memory_is(monkeypatch, limit, there, host, expected):
+    properties = SimpleNamespace(total_memory=there)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert _chunk_bytes(torch.device("cuda"), Wishes(limit, None, 4, 2, host)) == expected
+    assert _chunk_bytes(CPU, Wishes(limit, None, 4, 2, host)) == 16 << 20

@@ -13,7 +13,16 @@ from streamgmm.frame import frame_of
 from streamgmm.io.sources.array import ArraySource
 from streamgmm.io.sources.base import Source
 from streamgmm.io.sources.concat import ConcatSource
-from streamgmm.seeding import INIT_METHODS, Start, draw_sample, first_mixture, sample_size, uniform_rows
+from streamgmm.seeding import (
+    INIT_METHODS,
+    Start,
+    _Points,
+    draw_sample,
+    first_mixture,
+    kmeans_plus_plus,
+    sample_size,
+    uniform_rows,
+)
 from tests.oracles import COVARIANCE_TYPES, clustered
 
 
@@ -151,3 +160,11 @@ def test_a_last_chunk_counts_for_the_rows_that_it_has():
     source = InChunksOfFour(np.zeros((10, 1)))
     assert source.gather(np.array([1, 9]))[1] == 6
     assert source.gather(np.arange(10))[1] == 10
+
+
+def test_larger_tiles_find_the_same_centres(monkeypatch):
+    x = torch.from_numpy(clustered(10_000, 5, 12, spread=4.0).astype(np.float32))
+    weights = torch.rand(len(x), generator=torch.Generator().manual_seed(0)) + 0.5
+    small = kmeans_plus_plus(_Points(x, 2, weights), 12, np.random.default_rng(3))
+    monkeypatch.setattr(_Points, "rows_at_once", lambda *_: len(x))
+    assert torch.equal(kmeans_plus_plus(_Points(x, 2, weights), 12, np.random.default_rng(3)), small)
