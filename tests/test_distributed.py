@@ -109,25 +109,33 @@ def test_whole_passes_are_shared_so_that_few_sums_travel():
     assert [len(share_of(spans, rank, 4)) for rank in range(4)] == [16] * 4
 
 
+@pytest.fixture(params=[(1, CHUNK_ROWS), (64, 1 << 17)], ids=["short", "shared"])
+def chunk_rows(request, monkeypatch) -> int:
+    """Rows of chunks that are less than a segment, or that two segments share, as on a GPU."""
+    segments, rows = request.param
+    monkeypatch.setattr("streamgmm.memory._segments_at_once", lambda *_: segments)
+    return rows
+
+
 @pytest.mark.parametrize("kind", COVARIANCE_TYPES)
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_any_number_of_processes_gives_the_same_bits(kind, size, alone):
-    result = result_of(fit_with(size, request(kind, chunk_rows=CHUNK_ROWS)))
+def test_any_number_of_processes_gives_the_same_bits(kind, size, alone, chunk_rows):
+    result = result_of(fit_with(size, request(kind, chunk_rows=chunk_rows)))
     assert result.mixture.digest == alone[kind].mixture.digest
     assert result.lower_bounds == alone[kind].lower_bounds
     counted = ("n_passes", "bytes_read", "skipped")
     assert [getattr(result, name) for name in counted] == [getattr(alone[kind], name) for name in counted]
 
 
-def test_more_processes_than_segments(alone):
-    assert result_of(fit_with(9, request())).mixture.digest == alone["diag"].mixture.digest
+def test_more_processes_than_segments(alone, chunk_rows):
+    assert result_of(fit_with(9, request(chunk_rows=chunk_rows))).mixture.digest == alone["diag"].mixture.digest
 
 
 @given(attempts=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.integers(0, 30)), min_size=1, max_size=4))
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_killed_processes_resume_under_other_numbers_of_them(attempts, alone, tmp_path_factory):
+def test_killed_processes_resume_under_other_numbers_of_them(attempts, alone, chunk_rows, tmp_path_factory):
     run = tmp_path_factory.mktemp("killed") / "run"
-    asked = request(chunk_rows=CHUNK_ROWS, checkpoint_every=0.0)
+    asked = request(chunk_rows=chunk_rows, checkpoint_every=0.0)
     for size, rank, chunks in attempts:
         outcomes = fit_with(size, asked, run, progress=only(rank % size, KilledAt(chunks)))
         assert all(
