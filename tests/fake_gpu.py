@@ -6,6 +6,7 @@ what then lies where they copy from. Whoever forgets to wait finds other rows.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock, local
@@ -104,6 +105,11 @@ def copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False)
     return COPY(target, source)
 
 
+def begin_copy(target: int, source: int, size: int, stream: FakeStream) -> None:
+    assert stream is CURRENT.stream
+    stream.add(lambda: ctypes.memmove(target, source, size))
+
+
 @pytest.fixture
 def fake_gpu(monkeypatch):
     """Makes a ring that was made for the CPU believe in a GPU, with so many bytes of both tiers."""
@@ -113,6 +119,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: KernelStream())
     monkeypatch.setattr(torch.cuda, "stream", in_stream)
     monkeypatch.setattr(torch.Tensor, "copy_", copy)
+    monkeypatch.setattr("streamgmm.io.sending.begin_copy", begin_copy)
 
     def pageable(size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8)

@@ -20,7 +20,7 @@ from streamgmm.io.on_device import OnDevice
 from streamgmm.io.plan import Span
 from streamgmm.io.reading import SpanReader
 from streamgmm.io.residency import Tier
-from streamgmm.io.sending import Sender
+from streamgmm.io.sending import Sender, Sending
 from streamgmm.io.sources.base import Rows, Source
 from streamgmm.io.traffic import Traffic
 
@@ -67,8 +67,8 @@ class Reading:
 
     Checksums are wanted of them where ``checked``; on a CPU these are the ``units``. ``slot`` is to be freed after use;
     ``place`` is where the rows will stay on the device, and ``narrow`` where they will in a narrower form. The host's
-    tier has ``held`` them, or they are read to be ``kept`` there. ``sent`` gives the events at which rows that are sent
-    on lie in their place, or in ``buffer``.
+    tier has ``held`` them, or they are read to be ``kept`` there. ``sending`` brings them to their place, or into
+    ``buffer``.
     """
 
     span: Span
@@ -82,7 +82,7 @@ class Reading:
     resident: bool = False
     held: bool = False
     kept: bool = False
-    sent: Sequence[Future[torch.cuda.Event]] = ()
+    sending: Sending | None = None
     buffer: Buffer | None = None
 
     def done(self) -> bool:
@@ -91,7 +91,7 @@ class Reading:
     @property
     def needs_buffer(self) -> bool:
         """Whether it is yet to be copied into a buffer of the device."""
-        return not self.resident and self.place is None and not self.sent
+        return not self.resident and self.place is None and self.sending is None
 
 
 class Ahead:
@@ -195,8 +195,8 @@ class Intake:
             buffer = buffers.popleft() if stays is None else None
             rows, after = (stays, None) if buffer is None else (buffer[0][: span.rows], buffer[1])
             assert rows is not None
-            sent = self._reader.begin_sending(span, rows, self._sender, after)
-            return reading(rows, sent, checked=checked, sent=sent, buffer=buffer)
+            sending = self._reader.begin_sending(span, rows, self._sender, after)
+            return reading(rows, sending.parts, checked=checked, sending=sending, buffer=buffer)
         slot = self._free_slot(free) if room is None else None
         if room is not None:
             rows = self._typed(room)
@@ -256,15 +256,16 @@ class Intake:
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         for item in reading:
+            if item.sending is not None:
+                item.sending.stop()
             futures: list[Future[None] | Future[bytes]] = [*item.pieces, *([] if item.units is None else [item.units])]
             running: list[Future[Any]] = [future for future in futures if not future.cancel()]
             if wait(running, max(0.0, deadline - time.monotonic())).not_done:
                 self.slots = [_another(slot) if slot is item.slot else slot for slot in self.slots]
                 own = None if item.buffer is None else item.buffer[0]
                 self.buffers = [_another(buffer) if buffer is own else buffer for buffer in self.buffers]
-            for piece in item.sent:
-                if piece.done() and not piece.cancelled() and piece.exception() is None:
-                    piece.result().synchronize()
+            if item.sending is not None:
+                item.sending.wait()
         reading.clear()
 
     def _rows_in_memory(self, span: Span) -> Tensor | None:
@@ -283,6 +284,8 @@ class Intake:
 
     def let_go(self) -> None:
         """Hold no memory any more, whoever holds this for its figures; nothing is read from now on."""
+        if self._sender is not None:
+            self._sender.close()
         self.slots, self.buffers, self._sender = [], [], None
         self.on_host, self.on_device = Tier(0, self.on_host.allocate), OnDevice(Tier(0, self.on_host.allocate))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from itertools import pairwise
 from threading import Lock
@@ -14,13 +14,12 @@ from torch import Tensor
 
 from streamgmm.io.plan import Span
 from streamgmm.io.readers import Readers, Result
-from streamgmm.io.sending import Sender
+from streamgmm.io.sending import Sender, Sending
 from streamgmm.io.sources.base import Rows, Source
 from streamgmm.io.traffic import Traffic
 
 _PIECE_BYTES = 8 << 20
 """Smaller pieces wait for each other: a thread's turn costs as much as reading a part of this from the page cache."""
-
 
 _MOST_SENDERS = 10
 """More threads that send rows on hold up each other, and the consumer."""
@@ -70,25 +69,21 @@ class SpanReader:
         cached = self.caches(span)
         return [
             self._readers.submit(self._read, start, stop, out[start - span.start : stop - span.start], cached)
-            for start, stop in self._cut(span, out.nbytes // len(out), self._readers.most)
+            for start, stop in self._cut(span, out.nbytes // len(out))
         ]
 
-    def begin_sending(
-        self, span: Span, place: Tensor, sender: Sender, after: torch.cuda.Event | None
-    ) -> list[Future[torch.cuda.Event]]:
-        """Have a span of the page cache sent to its ``place`` on a device, likewise, ``after`` an event.
+    def begin_sending(self, span: Span, place: Tensor, sender: Sender, after: torch.cuda.Event | None) -> Sending:
+        """Have several threads send a span of the page cache to its ``place`` on a device, ``after`` an event."""
+        pieces = sender.pieces(span.start, span.stop)
+        shared = iter(pieces)  # each takes the next one: none waits for a slow one
+        threads = min(self._senders.most, len(pieces))
+        parts = [self._senders.submit(self._send, sender, after, shared, span.start, place) for _ in range(threads)]
+        return Sending(shared, parts)
 
-        Each piece ends once it is on its way, and gives the event at which it lies there.
-        """
-        return [
-            self._senders.submit(self._send, sender, after, start, stop, place[start - span.start : stop - span.start])
-            for start, stop in self._cut(span, place.nbytes // len(place), self._senders.most)
-        ]
-
-    def _cut(self, span: Span, row_bytes: int, threads: int) -> Iterable[tuple[int, int]]:
+    def _cut(self, span: Span, row_bytes: int) -> Iterable[tuple[int, int]]:
         granule = self._source.read_granule
         least = max(1, _PIECE_BYTES // max(1, row_bytes))
-        rows = -(-max(least, -(-span.rows // threads)) // granule) * granule
+        rows = -(-max(least, -(-span.rows // self._readers.most)) // granule) * granule
         first = span.start - span.start % granule
         return pairwise([*(max(start, span.start) for start in range(first, span.stop, rows)), span.stop])
 
@@ -128,13 +123,18 @@ class SpanReader:
             self._words.append(word)
 
     def _send(
-        self, sender: Sender, after: torch.cuda.Event | None, start: int, stop: int, place: Tensor
+        self,
+        sender: Sender,
+        after: torch.cuda.Event | None,
+        pieces: Iterator[tuple[int, int]],
+        start: int,
+        place: Tensor,
     ) -> torch.cuda.Event:
-        """Or this: rows [start, stop) on their way to their ``place`` on a device."""
+        """Or this: its part of ``pieces`` on their way to their ``place`` on a device."""
         begun = _clocks()
-        sent, waited = sender.send(after, start, stop, place)
-        self._count(begun, place.nbytes, waited=waited)
-        return sent
+        arrived, nbytes, waited = sender.send(after, pieces, start, place)
+        self._count(begun, nbytes, waited=waited)
+        return arrived
 
     def _count(self, begun: tuple[float, float], nbytes: int, *, uncached: bool = False, waited: float = 0.0) -> None:
         seconds, computing = (now - then for now, then in zip(_clocks(), begun, strict=True))

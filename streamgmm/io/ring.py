@@ -19,6 +19,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from streamgmm.io.driver import can_copy
 from streamgmm.io.intake import (
     DEVICE_BUFFERS,
     PATIENCE_SECONDS,
@@ -106,7 +107,7 @@ class Ring:
             buffers=[typed(self._device_block(size), source) for _ in range(DEVICE_BUFFERS * on_gpu)],
             on_host=Tier(budget if resident else 0, allocate),
             on_device=OnDevice(Tier(device_memory if on_gpu else 0, self._device_block, exact=True)),
-            sender=Sender(source, rows, device, allocate) if on_gpu and sends(source) else None,
+            sender=Sender(source, rows, device, allocate) if on_gpu and can_copy() and sends(source) else None,
             recheck=recheck,
         )
 

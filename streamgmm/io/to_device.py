@@ -101,8 +101,9 @@ class ToDevice:
             self._intake.traffic.bytes_copied += item.rows.nbytes
         if item.place is not None:
             self._intake.on_device.hold(item.span)
-        if item.resident or item.sent:
-            self._staged.append(_Staged(item, item.rows, item.buffer, [piece.result() for piece in item.sent]))
+        if item.resident or item.sending is not None:
+            arrived = [] if item.sending is None else item.sending.arrived()
+            self._staged.append(_Staged(item, item.rows, item.buffer, arrived))
             return
         buffer = self._buffers.popleft() if item.needs_buffer else None
         rows = item.place if buffer is None else buffer[0][: item.span.rows]
