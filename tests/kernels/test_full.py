@@ -114,16 +114,20 @@ def rounding_limit(case: Case) -> float:
     x'U, of magnitude Σ|x'||U|, are summed in fp32 with at most D/16 truncations before b is taken off.
     """
     m, frame = case.mixture, case.frame
-    x = frame.apply(case.rows, torch.float64).cpu()
-    best = log_joint(case.rows.cpu(), m).argmax(1)
-    upper = torch.tensor(m.precisions_cholesky / frame.scale[:, None])[best]
-    gap = x - torch.tensor((m.means - frame.shift) * frame.scale)[best]
-    y = torch.einsum("ni,nij->nj", gap, upper)
-    by_rows = (torch.einsum("nij,nj->ni", upper, y) * x).norm(dim=1)
-    by_factor = (gap[:, :, None] * upper * y[:, None, :]).flatten(1).norm(dim=1)
-    d = m.n_features
-    by_sums = (torch.einsum("ni,nij->nj", x.abs(), upper.abs()) * y.abs()).sum(1) * (2 + d / 16) * 2.0**-23
-    return float((by_rows + by_factor).mean() + d**0.5) * 2.0**-11 + float(by_sums.mean()) + 1e-5
+    x = frame.apply(case.rows, torch.float64)
+    best = torch.cat([log_joint(rows, m).argmax(1) for rows in case.rows.split(1 << 15)])
+    uppers = torch.tensor(m.precisions_cholesky / frame.scale[:, None]).to(x)
+    centers = torch.tensor((m.means - frame.shift) * frame.scale).to(x)
+    d, total = m.n_features, 0.0
+    for component in best.unique():  # a factor a row would be gigabytes
+        own, upper = x[best == component], uppers[component]
+        gap = own - centers[component]
+        y = gap @ upper
+        by_rows = ((y @ upper.T) * own).norm(dim=1)
+        by_factor = (gap.square() @ upper.square() * y.square()).sum(1).sqrt()
+        by_sums = ((own.abs() @ upper.abs()) * y.abs()).sum(1) * (2 + d / 16) * 2.0**-23
+        total += float(((by_rows + by_factor) * 2.0**-11 + by_sums).sum())
+    return total / len(x) + d**0.5 * 2.0**-11 + 1e-5
 
 
 def check(case: Case, kernel: FullKernel = KERNEL) -> None:
