@@ -222,12 +222,18 @@ def device_readers(layout: Layout, threads: int, gigabytes: float) -> dict[str, 
     pinned = torch.zeros((rows, features), dtype=torch.float16).pin_memory()
 
     def through(
-        data: object, passes: int = 1, *, first: bool = False, host_memory: int | None = None, device_memory: int = 0
+        data: object,
+        passes: int = 1,
+        *,
+        first: bool = False,
+        host_memory: int | None = None,
+        device_memory: int = 0,
+        chunk_bytes: int = GPU_CHUNK_BYTES,
     ) -> float:
         """Bytes a second of ``passes`` after the first one, which fills what is kept; or of that ``first`` one."""
         source = open_source(data)
         row_bytes = source.shape[1] * source.dtype.itemsize
-        chunk = round_chunk_rows(GPU_CHUNK_BYTES // row_bytes, 1)
+        chunk = round_chunk_rows(chunk_bytes // row_bytes, 1)
 
         def timed(passes: int) -> float:
             torch.cuda.synchronize()
@@ -252,14 +258,17 @@ def device_readers(layout: Layout, threads: int, gigabytes: float) -> dict[str, 
         return layout.size / (time.perf_counter() - begun)
 
     two_thirds, extents = layout.size * 2 // 3, sample_extents(open_source(layout.path))
+    steady = max(1, _STEADY_BYTES // layout.size)
     return {
         "pinned copy": lambda: pinned_rate(device, 1.0),
         "ring from pinned memory": lambda: through(pinned, 4),
-        "ring from page cache": lambda: through(layout.path, max(1, _STEADY_BYTES // layout.size)),
+        "ring from page cache": lambda: through(layout.path, steady),
+        "ring from page cache, chunks of 1 GiB": lambda: through(layout.path, steady, chunk_bytes=1 << 30),
         "preadv, 8 threads": lambda: cache_rate(extents, 8, 1.0, layout.size),
         "preadv, 8 threads, into as much as three chunks": lambda: into_chunks(extents, layout),
         "zarr loop": loop,
         "ring from disk, O_DIRECT": lambda: through(layout.path, host_memory=0),
+        "O_DIRECT, 8 threads": lambda: storage_rate(extents, 8, 3.0) or 0.0,
         "ring, kept in pinned memory": lambda: through(layout.path, host_memory=layout.size * 3),
         "1.5 x device, first pass": lambda: through(layout.path, first=True, host_memory=0, device_memory=two_thirds),
         "1.5 x device, later passes": lambda: through(layout.path, 2, host_memory=0, device_memory=two_thirds),
