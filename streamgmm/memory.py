@@ -119,7 +119,8 @@ def plan_fit(
     seeding = sample * sampled_bytes + seeding_bytes(largest, sample, wishes.workers)
     sums = sum(statistics_bytes(problem) for problem in problems)
     segments = _segments_at_once(sums, device, wishes)
-    resident = sums * (_OPEN_NODES + _UPDATE_COPIES + behind + segments - 1)
+    # Segments that end together are joined together: half as many sums again.
+    resident = sums * (_OPEN_NODES + _UPDATE_COPIES + behind + segments - 1 + segments // 2)
     # Fewer components may mean larger granules, and every chunk is a whole number of every model's.
     others = (*smaller, *([] if drawn is None else [drawn]))
     granule = max(kernel.granule(problem) for kernel in kernels for problem in (*problems, *others))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, pairwise
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -107,7 +108,8 @@ class Statistics:
 
     def merge(self, other: Statistics) -> Statistics:
         """Statistics of both sets of rows; both must be about the same shift."""
-        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in _ADDITIVE})
+        (both,) = merged([(self, other)])
+        return both
 
     def recentre(self, shift: Tensor) -> Statistics:
         """The same statistics about another shift, exactly in real arithmetic.
@@ -152,6 +154,13 @@ class Statistics:
 _ADDITIVE = ("counts", "sums", "scatter", "log_likelihood", "n_rows")
 
 
+def merged(pairs: Sequence[tuple[Statistics, Statistics]]) -> list[Statistics]:
+    """What `Statistics.merge` gives for each of ``pairs``, in as few launches as there would be for one."""
+    left, right = ([getattr(pair[side], name) for pair in pairs for name in _ADDITIVE] for side in (0, 1))
+    sums: Iterator[Any] = iter(torch._foreach_add(left, right) if pairs else ())
+    return [replace(first, **{name: next(sums) for name in _ADDITIVE}) for first, _ in pairs]
+
+
 @dataclass(frozen=True)
 class SummationTree:
     """A pairwise sum of the 64 segments that holds only what is not joined yet.
@@ -166,7 +175,7 @@ class SummationTree:
         In the order of the segments, none of them twice.
     """
 
-    nodes: tuple[tuple[tuple[int, int], Statistics | None], ...] = ()
+    nodes: tuple[tuple[_Node, Statistics | None], ...] = ()
 
     @classmethod
     def over(cls, n_samples: int) -> SummationTree:
@@ -188,22 +197,19 @@ class SummationTree:
         """Whether every segment was placed."""
         return [node for node, _ in self.nodes] == [_ROOT]
 
-    def place(self, segment: int, sums: Statistics | None) -> SummationTree:
-        """The tree with the sums of ``segment`` added, in any order.
+    def place(self, sums: Mapping[int, Statistics | None]) -> SummationTree:
+        """The tree with the sums of some segments added, in any order.
 
         Raises
         ------
         ValueError
-            It is there already.
+            One is there already.
         """
-        return self._add((0, segment), sums)
+        return self._joined({(0, segment): own for segment, own in sums.items()})
 
     def merge(self, other: SummationTree) -> SummationTree:
         """The tree with every segment of two that share none. Raises as `place`."""
-        tree = self
-        for node, sums in other.nodes:
-            tree = tree._add(node, sums)
-        return tree
+        return self._joined(dict(other.nodes))
 
     def total(self) -> Statistics:
         """The sum of a complete pass.
@@ -220,18 +226,21 @@ class SummationTree:
             raise ValueError("the pass held no rows")
         return total
 
-    def _add(self, node: tuple[int, int], sums: Statistics | None) -> SummationTree:
-        if not self.finished.isdisjoint(_leaves(node)):
-            raise ValueError(f"segment {min(_leaves(node))} is summed twice")
-        nodes = dict(self.nodes)
-        while (sibling := (node[0], node[1] ^ 1)) in nodes:
-            other = nodes.pop(sibling)
-            left, right = (sums, other) if node < sibling else (other, sums)
-            sums = right if left is None else left if right is None else left.merge(right)
-            node = (node[0] + 1, node[1] // 2)
-        nodes[node] = sums
-        return SummationTree(tuple(sorted(nodes.items(), key=lambda item: min(_leaves(item[0])))))
+    def _joined(self, new: Mapping[_Node, Statistics | None]) -> SummationTree:
+        """The tree with ``new`` nodes, of which none lies under another."""
+        if twice := self.finished.intersection(chain.from_iterable(map(_leaves, new))):
+            raise ValueError(f"segment {min(twice)} is summed twice")
+        nodes = dict(self.nodes) | dict(new)
+        while pairs := [node for node in nodes if node[1] % 2 == 0 and (node[0], node[1] + 1) in nodes]:
+            siblings = [(nodes.pop(node), nodes.pop((node[0], node[1] + 1))) for node in pairs]
+            both = iter(merged([(left, right) for left, right in siblings if left is not None and right is not None]))
+            for (level, index), (left, right) in zip(pairs, siblings, strict=True):
+                joined = right if left is None else left if right is None else next(both)
+                nodes[level + 1, index // 2] = joined
+        return SummationTree(tuple(sorted(nodes.items(), key=lambda item: item[0][1] << item[0][0])))
 
+
+_Node: TypeAlias = "tuple[int, int]"
 
 _ROOT = (SEGMENTS.bit_length() - 1, 0)
 
@@ -239,10 +248,7 @@ _ROOT = (SEGMENTS.bit_length() - 1, 0)
 @lru_cache
 def _empty_tree(segments: frozenset[int]) -> SummationTree:
     """Every step over the same segments begins with it."""
-    tree = SummationTree()
-    for segment in range(SEGMENTS):
-        tree = tree if segment in segments else tree.place(segment, None)
-    return tree
+    return SummationTree().place({segment: None for segment in range(SEGMENTS) if segment not in segments})
 
 
 def _leaves(node: tuple[int, int]) -> range:

@@ -45,12 +45,12 @@ def add_chunk(
         state, checksum, comparing = _checked(state, span, opened[0].checksum, units, training.source)
         state = replace(state, rows_read=state.rows_read + span.rows)
         # A chunk that several share holds what is left of each: these are closed now, and only their sum counts.
-        for part, each in zip(parts, opened, strict=True):
-            each = replace(
-                each, cursor=part.stop, checksum=checksum, skipped=each.skipped + skipped, comparing=comparing
-            )
-            state, skipped = _close(each, bound, state, n_samples), 0
-        return state
+        own = [skipped, *[0] * (len(parts) - 1)]
+        added = [
+            replace(each, cursor=part.stop, checksum=checksum, skipped=each.skipped + more, comparing=comparing)
+            for part, each, more in zip(parts, opened, own, strict=True)
+        ]
+        return _close(added, bound, state, n_samples)
     except torch.OutOfMemoryError:
         return None
 
@@ -99,16 +99,21 @@ def begin_again(segment: int, state: TrainingState, training: Training, feed: Fe
     return replace(state, opened=tuple(opened for opened in state.opened if opened.segment != segment))
 
 
-def _close(opened: OpenSegment, bound: tuple[BoundMixture, ...], state: TrainingState, n_samples: int) -> TrainingState:
-    """The state with the segment placed in the trees if it is whole, and else among those that are opened."""
-    others = tuple(other for other in state.opened if other.segment != opened.segment)
-    if opened.cursor != next(span.stop for span in state.spans(n_samples) if span.segment == opened.segment):
-        return replace(state, opened=(*others, opened))
+def _close(
+    added: list[OpenSegment], bound: tuple[BoundMixture, ...], state: TrainingState, n_samples: int
+) -> TrainingState:
+    """The state with segments placed in the trees if they are whole, and else among those that are opened."""
+    stops = {span.segment: span.stop for span in state.spans(n_samples)}
+    whole = [each for each in added if each.cursor == stops[each.segment]]
+    partly = [each for each in added if each.cursor < stops[each.segment]]
+    changed = {each.segment for each in added}
+    others = (other for other in state.opened if other.segment not in changed)
     trees = (
-        tree.place(opened.segment, mixture.finish(sums))
-        for tree, mixture, sums in zip(state.trees, bound, opened.sums, strict=True)
+        tree.place({each.segment: mixture.finish(each.sums[i]) for each in whole})
+        for i, (tree, mixture) in enumerate(zip(state.trees, bound, strict=True))
     )
-    return replace(state, trees=tuple(trees), opened=others, skipped=state.skipped + opened.skipped)
+    skipped = state.skipped + sum(each.skipped for each in whole)
+    return replace(state, trees=tuple(trees), opened=(*others, *partly), skipped=skipped)
 
 
 def _checked(

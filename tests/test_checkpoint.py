@@ -41,7 +41,7 @@ def state_of(kind: str, seed: int = 0) -> TrainingState:
     """Two candidates, one of them converged, in the middle of a pass, with empty and filled tree nodes."""
     done = Candidate(random_mixture(kind, K, D, seed), "high", (-3.0, -2.5), True, (1,), (0, 2))
     active = Candidate(random_mixture(kind, K, D, seed + 1), "medium", (-3.0, -1 / 3))
-    tree = SummationTree().place(2, random_statistics(kind, seed)).place(4, random_statistics(kind, seed + 1))
+    tree = SummationTree().place({2: random_statistics(kind, seed), 4: random_statistics(kind, seed + 1)})
     opened = OpenSegment(1, 131_072, (random_statistics(kind, seed + 2),), checksum=77, skipped=5)
     frame = Frame(np.random.default_rng(seed).normal(size=D), np.exp2(np.arange(D) - 2.0))
     return TrainingState((done, active), frame, (tree,), (opened,), rows_read=654_321)

@@ -92,7 +92,7 @@ VALUES = st.lists(st.floats(-1e6, 1e6), min_size=SEGMENTS, max_size=SEGMENTS)
 def empties(segments: set[int]) -> SummationTree:
     tree = SummationTree()
     for segment in segments:
-        tree = tree.place(segment, None)
+        tree = tree.place({segment: None})
     return tree
 
 
@@ -102,13 +102,14 @@ def test_tree_is_the_balanced_pairwise_sum_in_any_order(values, empty, random):
     placed = [i for i in range(SEGMENTS) if i not in empty]
     random.shuffle(placed)
     tree, done = empties(empty), set(empty)
-    for i in placed:
+    while placed:
         assert not tree.complete
-        tree = tree.place(i, leaf(values[i]))
-        done.add(i)
+        several = [placed.pop() for _ in range(random.randint(1, len(placed)))]
+        tree = tree.place({i: leaf(values[i]) for i in several})
+        done.update(several)
         assert tree.finished == done
     # Adding zero changes no bit of a finite sum, so empty segments may count as zeros.
-    expected = pairwise([values[i] if i in placed else 0.0 for i in range(SEGMENTS)])
+    expected = pairwise([0.0 if i in empty else values[i] for i in range(SEGMENTS)])
     assert tree.complete
     assert float(tree.total().counts[0]) == expected
 
@@ -121,7 +122,7 @@ def test_who_summed_what_changes_no_bit(values, owners, met):
     for i, (value, owner) in enumerate(zip(values, owners, strict=True)):
         if i == met:
             trees = [trees[0].merge(trees[1]).merge(trees[2]).merge(trees[3]), *(SummationTree() for _ in range(3))]
-        trees[owner] = trees[owner].place(i, leaf(value))
+        trees[owner] = trees[owner].place({i: leaf(value)})
     whole = trees[0].merge(trees[3]).merge(trees[1]).merge(trees[2])
     assert float(whole.total().counts[0]) == pairwise(values)
     assert len(whole.nodes) == 1
@@ -130,7 +131,7 @@ def test_who_summed_what_changes_no_bit(values, owners, met):
 def test_runs_of_segments_are_few_nodes():
     tree = SummationTree()
     for i in range(SEGMENTS - 1):
-        tree = tree.place(i, leaf(1.0))
+        tree = tree.place({i: leaf(1.0)})
         assert len(tree.nodes) < SEGMENTS.bit_length()
 
 
@@ -139,11 +140,11 @@ def test_trees_refuse_what_they_cannot_sum():
         SummationTree().total()
     with pytest.raises(ValueError, match="no rows"):
         empties(set(range(SEGMENTS))).total()
-    tree = SummationTree().place(4, leaf(1.0)).place(5, leaf(1.0))
+    tree = SummationTree().place({4: leaf(1.0)}).place({5: leaf(1.0)})
     with pytest.raises(ValueError, match="segment 5 is summed twice"):
-        tree.place(5, leaf(1.0))
+        tree.place({5: leaf(1.0)})
     with pytest.raises(ValueError, match="segment 4 is summed twice"):
-        SummationTree().place(4, leaf(1.0)).merge(tree)
+        SummationTree().place({4: leaf(1.0)}).merge(tree)
 
 
 def test_a_pass_over_few_rows_has_its_empty_segments_summed():

@@ -106,20 +106,22 @@ def test_runs_of_one_call_have_the_bits_of_calls(covariance_type, precision, dev
     parameters = kernel.parameters(case.mixture, case.frame, device)
     drawn = torch.rand(len(case.rows), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weights = drawn.to(device)
-    edges = [0, 1024, len(case.rows)]
+    edges = [0, 1024, 2048, len(case.rows)]
 
-    def empty() -> tuple[Statistics, ...]:
-        return Statistics.several(2, covariance_type, 3, torch.zeros(5, dtype=torch.float64), device)
+    def empty(n: int) -> tuple[Statistics, ...]:
+        return Statistics.several(n, covariance_type, 3, torch.zeros(5, dtype=torch.float64), device)
 
-    expected = empty()
+    expected = empty(3)
     for (first, last), own in zip(pairwise(edges), expected, strict=True):
         kernel.accumulate(case.rows[first:last], parameters, own, weights[first:last])
 
     def same_in_one_call() -> bool:
-        found = empty()
-        runs = [Run(*edge, own) for edge, own in zip(pairwise(edges), found, strict=True)]
-        kernel.accumulate_runs(case.rows, parameters, runs, weights)
-        return all(same_bits(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+        # Behind each other in memory; the first one apart, as of a segment begun before; none where it could share.
+        ways = [empty(3), (*empty(1), *empty(2)), empty(3)[::-1]]
+        for found in ways:
+            runs = [Run(*edge, own) for edge, own in zip(pairwise(edges), found, strict=True)]
+            kernel.accumulate_runs(case.rows, parameters, runs, weights)
+        return all(same_bits(mine, theirs) for found in ways for mine, theirs in zip(found, expected, strict=True))
 
     assert same_in_one_call()
     # Scratch for a granule at a time, and for a part of the components.

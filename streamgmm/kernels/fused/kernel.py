@@ -12,10 +12,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TypeAlias
 
 import torch
-import triton
 from torch import Tensor
 
 from streamgmm.device import on
@@ -28,6 +26,7 @@ from streamgmm.kernels.fused.half_form import HalfForm
 from streamgmm.kernels.fused.kept_form import HalfKept
 from streamgmm.kernels.fused.parameters import FusedParameters
 from streamgmm.kernels.fused.split_form import SplitForm
+from streamgmm.kernels.fused.totals import Flagged, totals_of
 from streamgmm.kernels.fused.working import (
     NATS,
     Form,
@@ -51,9 +50,6 @@ _MAXIMA_BYTES = 272 << 20
 _PARTIAL_BYTES = 144 << 20
 _RESP_BYTES = 384 << 20
 _WEIGHT_BYTES = 4
-_Flagged: TypeAlias = tuple[Tensor, int]
-"""Flags, int32 on the device, and how many of them count."""
-
 # Beyond this share of live pairs it costs no more to visit all.
 _DENSE_ABOVE = 0.6
 _KEPT_BITS = 24
@@ -311,7 +307,7 @@ def _add(
     working: WorkingRows,
     live: LiveRows,
     weights: RowWeights | None,
-    unless: _Flagged,
+    unless: Flagged,
     at_once: int,
     redone: Sequence[tuple[Redone, LiveRows | None]] = (),
     known: Partials | None = None,
@@ -323,8 +319,7 @@ def _add(
     parameters, form = working.form.parameters, working.form
     problem, granule, n_padded = parameters.problem, granule_of(parameters.problem), len(parameters.order)
     granules = -(-working.n_rows // granule)
-    # Granules of each run, and where their sums go.
-    shares = [(slice(run.start // granule, -(-run.stop // granule)), run.statistics) for run in runs]
+    totals = totals_of(runs, granule)
     partials: Partials | None = None
     for first in range(0, n_padded, at_once):
         partials = known
@@ -334,22 +329,21 @@ def _add(
         for again, again_live in redone:
             start, stop = again.first_granule, again.first_granule + -(-len(again.rows) // granule)
             replaced = partials.granules(start, stop)
-            some = None if weights is None else weights.granules(start, stop, granule)
+            own = None if weights is None else weights.granules(start, stop, granule)
             if isinstance(again.rows, WorkingRows):
                 assert again_live is not None
-                again.rows.form.sum_components(again.rows, again_live, some, first, replaced)
+                again.rows.form.sum_components(again.rows, again_live, own, first, replaced)
                 again.rows.form.move_to_origin(replaced, first)
             else:
-                _sum_widest(again.rows, form, some, first, replaced)
-        for own, statistics in shares:
-            _add_components(statistics, partials.granules(own.start, own.stop), parameters, first, unless)
+                _sum_widest(again.rows, form, own, first, replaced)
+        for some in totals:
+            some.add_components(partials, parameters, first, unless)
     moments = _moments(working, redone, weights) if parameters.is_tied else None
     row_sums = _row_sums(working, weights, granules)
-    for own, statistics in shares:
+    for some in totals:
         if moments is not None:
-            _add_moments(statistics, moments[own], unless)
-        some_sums = row_sums[own]
-        sum_code.add_rows[(1,)](statistics.log_likelihood, statistics.n_rows, some_sums, len(some_sums), *unless)
+            some.add_moments(moments, unless)
+        some.add_rows(row_sums, unless)
     return partials if n_padded <= at_once else None
 
 
@@ -380,20 +374,6 @@ def _widest_statistics(rows: Tensor, parameters: FusedParameters, weights: RowWe
         yield exact if parameters.whitening is None else parameters.whitening.apply(exact)
 
 
-def _add_components(
-    statistics: Statistics, partials: Partials, parameters: FusedParameters, first: int, unless: _Flagged
-) -> None:
-    """Add the partials of the components in the places from ``first`` on, a granule after the other."""
-    n = min(partials.counts.shape[1], parameters.problem.n_components - first)
-    granules, components, stride = partials.sums.shape
-    d, block = parameters.problem.n_features, min(stride, 128)
-    sum_code.add_partials[(n, triton.cdiv(d, block))](
-        statistics.counts, statistics.sums, statistics.scatter, parameters.order[first:],
-        partials.counts, partials.sums, partials.scatter, granules, components, *unless,
-        D=d, STRIDE=stride, DIAG=parameters.is_diag, NORM=parameters.uses_norms, BLOCK=block, num_warps=1,
-    )  # fmt: skip
-
-
 def _moments(
     working: WorkingRows, redone: Sequence[tuple[Redone, LiveRows | None]], weights: RowWeights | None
 ) -> Tensor:
@@ -413,16 +393,6 @@ def _moments(
             for i, exact in enumerate(_widest_statistics(again.rows, parameters, some)):
                 moments[start + i, :d, :d] = exact.scatter
     return moments
-
-
-def _add_moments(statistics: Statistics, moments: Tensor, unless: _Flagged) -> None:
-    """Add each granule's, one after the other."""
-    granules, stride, _ = moments.shape
-    block = 256
-    sum_code.add_in_order[(triton.cdiv(statistics.scatter.numel(), block),)](
-        statistics.scatter, moments, statistics.scatter.numel(), statistics.scatter.shape[1], stride, granules,
-        moments.stride(0), *unless, BLOCK=block,
-    )  # fmt: skip
 
 
 def _row_sums(working: WorkingRows, weights: RowWeights | None, granules: int) -> Tensor:

@@ -216,39 +216,46 @@ def any_flag(flags, n_flags):
     return tl.max(tl.abs(found), axis=0) > 0
 
 
-@triton.jit(do_not_specialize=["n_granules", "n_flags"])
-def add_rows(total_likelihood, total_rows, sums, n_granules, flags, n_flags):
-    """fp64 totals () += the two sums of `sum_rows`, one granule after the other; nothing where a flag is set."""
+@triton.jit(do_not_specialize=["n_flags"])
+def add_rows(total_likelihood, total_rows, sums, ends, flags, n_flags):
+    """fp64 totals (runs,) += the two sums of `sum_rows`, one granule after the other; nothing where a flag is set.
+
+    Grid (runs,). ``ends`` (runs + 1,) int32: a run's granules are from its own to before the next one's.
+    """
     if any_flag(flags, n_flags):
         return
-    likelihood = tl.load(total_likelihood)
-    rows = tl.load(total_rows)
-    for granule in range(n_granules):
+    run = tl.program_id(0)
+    likelihood = tl.load(total_likelihood + run)
+    rows = tl.load(total_rows + run)
+    for granule in range(tl.load(ends + run), tl.load(ends + run + 1)):
         likelihood += tl.load(sums + 2 * granule)
         rows += tl.load(sums + 2 * granule + 1)
-    tl.store(total_likelihood, likelihood)
-    tl.store(total_rows, rows)
+    tl.store(total_likelihood + run, likelihood)
+    tl.store(total_rows + run, rows)
 
 
-@triton.jit(do_not_specialize=["n_granules", "pitch", "n_flags"])
+@triton.jit(do_not_specialize=["n_components", "pitch", "n_flags"])
 def add_partials(
-    total_counts, total_sums, total_scatter, order, counts, sums, scatter, n_granules, pitch, flags, n_flags,
+    total_counts, total_sums, total_scatter, order, counts, sums, scatter, n_components, ends, pitch, flags, n_flags,
     D: tl.constexpr, STRIDE: tl.constexpr, DIAG: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """fp64 totals += the partials of `accumulate`, one granule after the other: the order of the rows.
+    """fp64 totals (runs, ·) += the partials of `accumulate`, one granule after the other: the order of the rows.
 
-    Grid (components, feature blocks). Component i of the partials is component ``order[i]`` of the totals;
-    ``pitch`` components lie between granules. Nothing is added where a flag is set.
+    Grid (components, feature blocks, runs). Component i of the partials is component ``order[i]`` of ``n_components``;
+    ``pitch`` components lie between granules; ``ends`` as in `add_rows`. Nothing is added where a flag is set.
     """
     if any_flag(flags, n_flags):
         return
     own = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    run = tl.program_id(2)
     live = d < D
-    component = tl.load(order + own).to(tl.int64)
+    begin = tl.load(ends + run)
+    end = tl.load(ends + run + 1)
+    component = run.to(tl.int64) * n_components + tl.load(order + own)
     acc = tl.load(total_sums + component * D + d, mask=live, other=0.0)
     square = tl.load(total_scatter + component * D + d, mask=live, other=0.0) if DIAG else 0.0
-    for granule in range(n_granules):
+    for granule in range(begin, end):
         place = (granule * pitch + own) * STRIDE + d
         acc += tl.load(sums + place, mask=live, other=0.0).to(tl.float64)
         if DIAG:
@@ -259,7 +266,7 @@ def add_partials(
     if tl.program_id(1) == 0:
         count = tl.load(total_counts + component)
         norm = tl.load(total_scatter + component) if NORM else 0.0
-        for granule in range(n_granules):
+        for granule in range(begin, end):
             place = granule * pitch + own
             count += tl.load(counts + place).to(tl.float64)
             if NORM:
@@ -269,19 +276,24 @@ def add_partials(
             tl.store(total_scatter + component, norm)
 
 
-@triton.jit(do_not_specialize=["size", "n_granules", "n_flags"])
-def add_in_order(total, partials, size, width, padded_width, n_granules, pitch, flags, n_flags, BLOCK: tl.constexpr):
-    """total (·, width) fp64 += partials (granules, ·, padded_width), one granule after the other.
+@triton.jit(do_not_specialize=["size", "n_flags"])
+def add_in_order(total, partials, size, width, padded_width, ends, pitch, flags, n_flags, BLOCK: tl.constexpr):
+    """total (runs, ·, width) fp64 += partials (granules, ·, padded_width), one granule after the other.
 
-    ``size`` elements are added, and ``pitch`` lie between granules. Nothing is added where a flag is set.
+    Grid (blocks, runs). ``size`` elements of a run are added, and ``pitch`` lie between granules; ``ends`` as in
+    `add_rows`. Nothing is added where a flag is set.
     """
     if any_flag(flags, n_flags):
         return
+    run = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = i < size
-    partials += (i // width).to(tl.int64) * padded_width + i % width
+    begin = tl.load(ends + run)
+    end = tl.load(ends + run + 1)
+    total += run.to(tl.int64) * size
+    partials += (i // width).to(tl.int64) * padded_width + i % width + begin.to(tl.int64) * pitch
     acc = tl.load(total + i, mask=live, other=0.0)
-    for _ in range(n_granules):
+    for _ in range(begin, end):
         acc += tl.load(partials, mask=live, other=0.0).to(tl.float64)
         partials += pitch
     tl.store(total + i, acc, mask=live)
