@@ -287,7 +287,8 @@ class Intake:
         if self._sender is not None:
             self._sender.close()
         self.slots, self.buffers, self._sender = [], [], None
-        self.on_host, self.on_device = Tier(0, self.on_host.allocate), OnDevice(Tier(0, self.on_host.allocate))
+        self.on_host = self.on_host.emptied()
+        self.on_device.keep_as(None)
 
 
 def typed(memory: Tensor, source: Source) -> Tensor:

@@ -53,7 +53,7 @@ class Tier:
 
     def __init__(self, budget: int, allocate: Callable[[int], Tensor], *, exact: bool = False) -> None:
         self._budget = self._left = budget
-        self.allocate, self._exact = allocate, exact
+        self._allocate, self._exact = allocate, exact
         self._unused = list[Tensor]()
         self._places: dict[tuple[int, int], Tensor] = {}
         self._held: set[tuple[int, int]] = set()
@@ -84,7 +84,7 @@ class Tier:
 
     def emptied(self) -> Tier:
         """One with as much room that holds nothing."""
-        return Tier(self._budget, self.allocate, exact=self._exact)
+        return Tier(self._budget, self._allocate, exact=self._exact)
 
     def _grow(self, room: int) -> bool:
         if self._exact:
@@ -95,7 +95,7 @@ class Tier:
         if block > self._left:
             return False
         try:
-            self._unused.append(self.allocate(block))
+            self._unused.append(self._allocate(block))
         except (MemoryError, RuntimeError):  # torch.OutOfMemoryError and what pinning raises are RuntimeErrors
             return False
         self._left -= block
