@@ -55,15 +55,38 @@ class NaturalParameters:
     common: Float64Array | None
 
 
-def natural_parameters(mixture: Mixture, frame: Frame, rounding: Rounding) -> NaturalParameters:
-    """``mixture`` in ``frame``, with parameters rounded by ``rounding`` (fp64 in, fp64 out)."""
+@dataclass(frozen=True, eq=False)
+class ExactParameters:
+    """θ before it is rounded: ``linear`` (K, D), ``quadratic`` as in `NaturalParameters`, but P of tied and full."""
+
+    linear: Float64Array
+    quadratic: Float64Array
+
+
+def exact_parameters(mixture: Mixture, frame: Frame) -> ExactParameters:
+    """``mixture`` in ``frame``."""
     means = (mixture.means - frame.shift) * frame.scale
-    shape = _SHAPES[mixture.covariance_type]
-    with np.errstate(divide="ignore"):
-        log_weights = np.log(mixture.weights)
     # An overflow here is the narrow type's range: it surfaces as a non-finite likelihood, which moves precision on.
     with np.errstate(over="ignore", invalid="ignore"):
-        linear, quadratic, common, log_normaliser = shape(mixture, frame, means, rounding)
+        if mixture.covariance_type in ("tied", "full"):
+            precisions = mixture.precisions / np.outer(frame.scale, frame.scale)
+            return ExactParameters(np.einsum("...ij,...j->...i", precisions, means), precisions)
+        covariances = mixture.covariances.reshape(mixture.n_components, -1)
+        scale = frame.scale[:1] if mixture.covariance_type == "spherical" else frame.scale
+        precisions = 1.0 / (covariances * scale**2)
+        return ExactParameters(precisions * means, -0.5 * precisions)
+
+
+def natural_parameters(
+    mixture: Mixture, frame: Frame, rounding: Rounding, exact: ExactParameters | None = None
+) -> NaturalParameters:
+    """``mixture`` in ``frame``, with parameters rounded by ``rounding`` (fp64 in, fp64 out); ``exact`` where known."""
+    exact = exact or exact_parameters(mixture, frame)
+    shape = _matrix if mixture.covariance_type in ("tied", "full") else _diagonal
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(mixture.weights)
+    with np.errstate(over="ignore", invalid="ignore"):
+        linear, quadratic, common, log_normaliser = shape(mixture, rounding(exact.linear), rounding(exact.quadratic))
     constants = log_weights + log_normaliser + frame.log_volume - 0.5 * mixture.n_features * np.log(2 * np.pi)
     return NaturalParameters(constants, linear, quadratic, common)
 
@@ -71,29 +94,21 @@ def natural_parameters(mixture: Mixture, frame: Frame, rounding: Rounding) -> Na
 _Parts = tuple[Float64Array, Float64Array, Float64Array | None, Float64Array]
 
 
-def _diagonal(mixture: Mixture, frame: Frame, means: Float64Array, rounding: Rounding) -> _Parts:
-    covariances = mixture.covariances.reshape(mixture.n_components, -1)
-    scale = frame.scale[:1] if mixture.covariance_type == "spherical" else frame.scale
-    precisions = 1.0 / (covariances * scale**2)
-    quadratic = rounding(-0.5 * precisions)
-    linear = rounding(precisions * means)
-    rounded = -2.0 * quadratic
+def _diagonal(mixture: Mixture, linear: Float64Array, quadratic: Float64Array) -> _Parts:
+    precisions = -2.0 * quadratic
     with np.errstate(divide="ignore"):
-        log_det = np.log(rounded).sum(axis=1) * (mixture.n_features / rounded.shape[1])
-        energy = (linear**2 / rounded).sum(axis=1)
+        log_det = np.log(precisions).sum(axis=1) * (mixture.n_features / precisions.shape[1])
+        energy = (linear**2 / precisions).sum(axis=1)
     return linear, quadratic, None, 0.5 * (log_det - energy)
 
 
-def _matrix(mixture: Mixture, frame: Frame, means: Float64Array, rounding: Rounding) -> _Parts:
-    precisions = mixture.precisions / np.outer(frame.scale, frame.scale)
-    linear = rounding(np.einsum("...ij,...j->...i", precisions, means))
-    rounded = rounding(precisions)
-    energy = np.einsum("ki,ki->k", linear, _solve(rounded, linear))
-    log_normaliser = 0.5 * (np.linalg.slogdet(rounded)[1] - energy)
+def _matrix(mixture: Mixture, linear: Float64Array, precisions: Float64Array) -> _Parts:
+    energy = np.einsum("ki,ki->k", linear, _solve(precisions, linear))
+    log_normaliser = 0.5 * (np.linalg.slogdet(precisions)[1] - energy)
     if mixture.covariance_type == "tied":
-        return linear, np.empty((0, 0)), rounded, log_normaliser
+        return linear, np.empty((0, 0)), precisions, log_normaliser
     i, j = np.triu_indices(mixture.n_features)
-    return linear, -np.where(i == j, 0.5, 1.0) * rounded[:, i, j], None, log_normaliser
+    return linear, -np.where(i == j, 0.5, 1.0) * precisions[:, i, j], None, log_normaliser
 
 
 def _solve(matrices: Float64Array, vectors: Float64Array) -> Float64Array:
@@ -104,6 +119,3 @@ def _solve(matrices: Float64Array, vectors: Float64Array) -> Float64Array:
         return np.asarray(np.linalg.solve(matrices, vectors[:, :, None])[:, :, 0], dtype=np.float64)
     except np.linalg.LinAlgError:
         return np.full_like(vectors, np.nan)
-
-
-_SHAPES = {"spherical": _diagonal, "diag": _diagonal, "tied": _matrix, "full": _matrix}

@@ -15,7 +15,7 @@ from streamgmm.kernels import Problem
 from streamgmm.kernels.fused.configs import COMPONENT_PADDING, COMPONENT_TILE, stride_of
 from streamgmm.kernels.fused.split_parameters import SplitCoefficients, split_coefficients
 from streamgmm.kernels.fused.whitening import HalfFactor, Whitening, factor_of, half_factor, whitening_of
-from streamgmm.kernels.natural import natural_parameters
+from streamgmm.kernels.natural import exact_parameters, natural_parameters
 from streamgmm.kernels.tiled import TiledKernel, TiledParameters
 from streamgmm.mixture import Float64Array, Mixture
 
@@ -156,12 +156,13 @@ def neighbours(points: Float64Array, tile: int) -> np.ndarray:
     def halves(members: np.ndarray) -> list[np.ndarray]:
         if len(members) <= tile:
             return [members]
-        own = narrow[members] - narrow[members].mean(axis=0)
+        own = narrow[members]
+        own -= own.mean(axis=0)
         direction = np.zeros(points.shape[1], np.float32)
         direction[np.argmax((own**2).sum(axis=0))] = 1.0
         for _ in range(_POWER_STEPS):
             direction = own.T @ (own @ direction)
-            length = np.linalg.norm(direction)
+            length = np.sqrt(direction @ direction)
             if not 0 < length < np.inf:
                 return [members]
             direction /= length
@@ -189,21 +190,40 @@ def _coefficients(
     whitening: Whitening | None,
 ) -> Coefficients:
     diag = mixture.covariance_type == "diag"
-    exponents = _exponents(mixture, frame, whitening)
+    exact = exact_parameters(mixture, frame) if whitening is None else None
+    if exact is None:
+        assert whitening is not None
+        largest = np.abs(whitening.means).max(axis=1)
+    else:
+        largest = np.abs(exact.linear).max(axis=1)
+        if diag or mixture.n_features == 1:
+            largest = np.maximum(largest, np.abs(exact.quadratic).max(axis=1))
+    exponents = _exponents(largest)
+    any_scaled = bool(exponents.any())
+
+    def in_bits(values: Float64Array) -> Float64Array:
+        return np.asarray(values * _LOG2E)
+
+    def scaled(values: Float64Array) -> Float64Array:
+        if not any_scaled:
+            return in_bits(values)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.ldexp(in_bits(values), -exponents.reshape(-1, *[1] * (values.ndim - 1))))
 
     def rounding(values: Float64Array) -> Float64Array:
         # The kernel multiplies a spherical precision, one number a component, by the norm in fp32.
         if not diag and values.shape[1] < mixture.n_features:
-            return (values * _LOG2E).astype(np.float32).astype(np.float64) / _LOG2E
-        scaled = np.ldexp(values * _LOG2E, -exponents[:, None]).astype(np.float16).astype(np.float64)
-        return np.asarray(np.ldexp(scaled, exponents[:, None]) / _LOG2E)
+            return in_bits(values).astype(np.float32).astype(np.float64) / _LOG2E
+        rounded = scaled(values).astype(np.float16).astype(np.float64)
+        return np.asarray((np.ldexp(rounded, exponents[:, None]) if any_scaled else rounded) / _LOG2E)
 
-    if whitening is None:
-        natural = natural_parameters(mixture, frame, rounding)
+    if exact is not None:
+        natural = natural_parameters(mixture, frame, rounding, exact)
         linear, quadratic, constants = natural.linear, natural.quadratic, natural.constants
         # A precision that rounds to zero would silently empty its component; NaN surfaces in the likelihood instead.
         constants = np.where((quadratic == 0).any(axis=1), np.nan, constants)
     else:
+        assert whitening is not None
         linear, constants = whitening.natural(mixture, rounding)
         quadratic = np.zeros((mixture.n_components, 1))
 
@@ -211,11 +231,8 @@ def _coefficients(
     stride = stride_of(mixture.n_features)
 
     def on_device(values: Float64Array, shape: tuple[int, ...], kind: torch.dtype, fill: float = 0.0) -> Tensor:
-        return torch.as_tensor(_padded(values[places], shape, fill), device=device).to(kind)
-
-    def scaled(values: Float64Array) -> Float64Array:
-        with np.errstate(invalid="ignore"):
-            return np.asarray(np.ldexp(values * _LOG2E, -exponents.reshape(-1, *[1] * (values.ndim - 1))))
+        # The narrower type crosses: the host waits for what it copies from pageable memory.
+        return torch.from_numpy(_padded(values[places], shape, fill)).to(kind).to(device)
 
     if diag:
         on_device_quadratic = on_device(scaled(quadratic), (n_padded, stride), torch.float16)
@@ -226,22 +243,15 @@ def _coefficients(
         quadratic=on_device_quadratic,
         exponents=on_device(np.ldexp(1.0, exponents), (n_padded,), torch.float32, 1.0),
         constants=on_device(scaled(constants), (n_padded,), torch.float32, -np.inf),
-        scaled=bool(exponents.any()),
+        scaled=any_scaled,
     )
 
 
-def _exponents(mixture: Mixture, frame: Frame, whitening: Whitening | None) -> np.ndarray:
-    """e_k that keeps each component's coefficients within fp16's range, (K,) int32; all zero where that does.
+def _exponents(largest: Float64Array) -> np.ndarray:
+    """e_k that keeps each component's coefficients, by the ``largest`` of them, within fp16's range, (K,) int32.
 
-    NumPy's ``ldexp`` takes fourteen times as long with int64.
+    All zero where that does. NumPy's ``ldexp`` takes fourteen times as long with int64.
     """
-    if whitening is None:
-        exact = natural_parameters(mixture, frame, lambda values: values)
-        largest = np.abs(exact.linear).max(axis=1)
-        if mixture.covariance_type == "diag" or mixture.n_features == 1:
-            largest = np.maximum(largest, np.abs(exact.quadratic).max(axis=1))
-    else:
-        largest = np.abs(whitening.natural(mixture, lambda values: values)[0]).max(axis=1)
     _, exponents = np.frexp(np.where(largest > 0, largest * _LOG2E, 1.0))
     if ((exponents > _LOWEST_EXPONENT) & (exponents <= _TOP_EXPONENT)).all():
         return np.zeros_like(exponents)
