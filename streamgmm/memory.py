@@ -153,7 +153,7 @@ def plan_fit(
     # Where it is the sample that takes most.
     fewer = f", lower --sample-rows (now {sample})" if seeding > _streaming(source, device, granule, 1) else ""
     chunk = _chunk_bytes(device, wishes)
-    plan = _largest(source, largest, device, wishes, granule, row_bytes, needed, fewer, chunk)
+    plan = _largest(source, largest, device, wishes, granule, row_bytes, needed, chunk, fewer)
     return replace(plan, segments=segments)
 
 
@@ -178,7 +178,8 @@ def plan_inference(
         return _streaming(source, device, rows, threads) + scratch + results + _RUNTIME_BYTES[device.type]
 
     row_bytes = source.shape[1] * source.dtype.itemsize + 2 * result_bytes
-    return _largest(source, problem, device, wishes, kernel.granule(problem), row_bytes, needed)
+    granule, chunk = kernel.granule(problem), _CHUNK_BYTES[device.type]
+    return _largest(source, problem, device, wishes, granule, row_bytes, needed, chunk)
 
 
 def _chunk_bytes(device: torch.device, wishes: Wishes) -> int:
@@ -217,12 +218,12 @@ def _largest(
     granule: int,
     row_bytes: int,
     needed: Callable[[int, int], int],
+    chunk_bytes: int,
     fewer: str = "",
-    chunk_bytes: int = 0,
 ) -> MemoryPlan:
     """The wished chunk and threads, made smaller until ``needed`` keeps to the limit: decoders first, then chunks."""
     # A stored chunk that is cut is decoded once for each piece.
-    ours = max((chunk_bytes or _CHUNK_BYTES[device.type]) // row_bytes, source.read_granule)
+    ours = max(chunk_bytes // row_bytes, source.read_granule)
     rows, threads = round_chunk_rows(max(wishes.chunk_rows or ours, granule), granule), wishes.threads
     limit = wishes.limit
     while limit is not None and needed(rows, threads) > limit:

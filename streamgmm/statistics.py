@@ -134,31 +134,32 @@ class Statistics:
 
     def to(self, device: torch.device | str) -> Statistics:
         """The same statistics on ``device``."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in (*_ADDITIVE, "shift")})
+        return replace(self, **{name: getattr(self, name).to(device) for name in (*ADDITIVE, "shift")})
 
     def clone(self) -> Statistics:
         """A copy that later additions to this one do not touch."""
-        return replace(self, **{name: getattr(self, name).clone() for name in _ADDITIVE})
+        return replace(self, **{name: getattr(self, name).clone() for name in ADDITIVE})
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """Every tensor by name, where it lies."""
-        return {f"{prefix}{name}": getattr(self, name) for name in (*_ADDITIVE, "shift")}
+        return {f"{prefix}{name}": getattr(self, name) for name in (*ADDITIVE, "shift")}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], covariance_type: str, prefix: str = "") -> Statistics:
         """The inverse of `tensors`, in the memory of ``tensors``."""
-        fields = {name: tensors[f"{prefix}{name}"] for name in (*_ADDITIVE, "shift")}
+        fields = {name: tensors[f"{prefix}{name}"] for name in (*ADDITIVE, "shift")}
         return cls(**fields, covariance_type=covariance_type)
 
 
-_ADDITIVE = ("counts", "sums", "scatter", "log_likelihood", "n_rows")
+ADDITIVE = ("counts", "sums", "scatter", "log_likelihood", "n_rows")
+"""The fields of `Statistics` that sums of rows add up to."""
 
 
 def merged(pairs: Sequence[tuple[Statistics, Statistics]]) -> list[Statistics]:
     """What `Statistics.merge` gives for each of ``pairs``, in as few launches as there would be for one."""
-    left, right = ([getattr(pair[side], name) for pair in pairs for name in _ADDITIVE] for side in (0, 1))
+    left, right = ([getattr(pair[side], name) for pair in pairs for name in ADDITIVE] for side in (0, 1))
     sums: Iterator[Any] = iter(torch._foreach_add(left, right) if pairs else ())
-    return [replace(first, **{name: next(sums) for name in _ADDITIVE}) for first, _ in pairs]
+    return [replace(first, **{name: next(sums) for name in ADDITIVE}) for first, _ in pairs]
 
 
 @dataclass(frozen=True)

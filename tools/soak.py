@@ -66,7 +66,7 @@ def write_rows(path: Path) -> None:
 def compared(records: list[dict[str, int]], name: str) -> tuple[int, int]:
     """What the second tenth and the last held: the most memory, but the fewest files and threads.
 
-    Libraries open a file for a moment, in a thread of theirs; whatever stays open is in every record after it.
+    What stays open is in every record after it; a file that is open for one record is no growth.
     """
     tenth, of = max(1, len(records) // 10), max if name == "resident" else min
     return (

@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -82,6 +83,12 @@ def parts_of(chunk: Span, spans: Sequence[Span]) -> list[Span]:
     first = bisect_right(spans, chunk.start, key=lambda span: span.stop)
     last = bisect_left(spans, chunk.stop, key=lambda span: span.start)
     return [Span(max(s.start, chunk.start), min(s.stop, chunk.stop), s.segment) for s in spans[first:last]]
+
+
+def cut_at_granules(start: int, stop: int, rows: int, granule: int) -> list[tuple[int, int]]:
+    """Rows [start, stop) in pieces (first, end) of at most ``rows``, a multiple of the ``granule`` that they end at."""
+    cuts = range(start - start % granule, stop, rows)
+    return list(pairwise([*(max(cut, start) for cut in cuts), stop]))
 
 
 def round_chunk_rows(rows: int, granule: int) -> int:

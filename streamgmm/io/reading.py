@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from itertools import pairwise
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamgmm.io.plan import Span
+from streamgmm.io.plan import Span, cut_at_granules
 from streamgmm.io.readers import Readers, Result
 from streamgmm.io.sending import Sender, Sending
 from streamgmm.io.sources.base import Rows, Source
@@ -69,7 +68,7 @@ class SpanReader:
         cached = self.caches(span)
         return [
             self._readers.submit(self._read, start, stop, out[start - span.start : stop - span.start], cached)
-            for start, stop in self._cut(span, out.nbytes // len(out))
+            for start, stop in self._pieces(span, out.nbytes // len(out))
         ]
 
     def begin_sending(self, span: Span, place: Tensor, sender: Sender, after: torch.cuda.Event | None) -> Sending:
@@ -80,12 +79,11 @@ class SpanReader:
         parts = [self._senders.submit(self._send, sender, after, shared, span.start, place) for _ in range(threads)]
         return Sending(shared, parts)
 
-    def _cut(self, span: Span, row_bytes: int) -> Iterable[tuple[int, int]]:
+    def _pieces(self, span: Span, row_bytes: int) -> list[tuple[int, int]]:
         granule = self._source.read_granule
         least = max(1, _PIECE_BYTES // max(1, row_bytes))
         rows = -(-max(least, -(-span.rows // self._readers.most)) // granule) * granule
-        first = span.start - span.start % granule
-        return pairwise([*(max(start, span.start) for start in range(first, span.stop, rows)), span.stop])
+        return cut_at_granules(span.start, span.stop, rows, granule)
 
     def finish(self, pieces: Sequence[Future[Any]], first_row: int) -> None:
         """Wait for what `begin` gave for the rows from ``first_row`` on; raises what reading raised."""

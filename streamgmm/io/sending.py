@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import cycle
 from threading import local
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from streamgmm.io.bfloat16 import Rows, as_rows
 from streamgmm.io.driver import begin_copy
+from streamgmm.io.plan import cut_at_granules
 from streamgmm.io.sources.base import Source
 
 _PIECE_BYTES = 8 << 20
@@ -92,9 +93,7 @@ class Sender:
 
     def pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Rows [start, stop) as pieces (first, end) that fit a thread's memory, cut where storage likes it."""
-        first = start - start % self._source.read_granule
-        cuts = [max(cut, start) for cut in range(first, stop, self._rows)]
-        return list(pairwise([*cuts, stop]))
+        return cut_at_granules(start, stop, self._rows, self._source.read_granule)
 
     def send(
         self, after: torch.cuda.Event | None, pieces: Iterator[tuple[int, int]], start: int, place: Tensor

@@ -17,12 +17,10 @@ from streamgmm.kernels import Run
 from streamgmm.kernels.fused import sums as sum_code
 from streamgmm.kernels.fused.parameters import FusedParameters
 from streamgmm.kernels.fused.working import Partials
-from streamgmm.statistics import Statistics
+from streamgmm.statistics import ADDITIVE, Statistics
 
 Flagged: TypeAlias = tuple[Tensor, int]
 """Flags, int32 on the device, and how many of them count: where one is set, nothing is added."""
-
-_FIELDS = ("counts", "sums", "scatter", "log_likelihood", "n_rows")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ def totals_of(runs: Sequence[Run], granule: int) -> list[Totals]:
 
 def _totals(runs: list[Run], granule: int) -> Totals:
     first = runs[0].statistics
-    fields = {name: _stacked(getattr(first, name), len(runs)) for name in _FIELDS}
+    fields = {name: _stacked(getattr(first, name), len(runs)) for name in ADDITIVE}
     ends = torch.tensor([*(run.start // granule for run in runs), -(-runs[-1].stop // granule)], dtype=torch.int32)
     if first.counts.is_cuda:  # from pageable memory the host would wait for the device
         ends = ends.pin_memory().to(first.counts.device, non_blocking=True)
@@ -94,7 +92,7 @@ def _stacked(first: Tensor, n: int) -> Tensor:
 
 
 def _follows(later: Statistics, earlier: Statistics) -> bool:
-    return all(_behind(getattr(earlier, name), getattr(later, name)) for name in _FIELDS)
+    return all(_behind(getattr(earlier, name), getattr(later, name)) for name in ADDITIVE)
 
 
 def _behind(first: Tensor, second: Tensor) -> bool:
